@@ -1,0 +1,57 @@
+# `make test` is all that a fresh machine needs: it makes .venv, installs into it, and tests.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# The first of these that is at least 3.11 makes the environment. Name another with PYTHON=.
+PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
+# Extra arguments for pytest, for example: make test PYTEST_ARGS='-k geometry -x'
+PYTEST_ARGS ?=
+
+.PHONY: help install system test test-all lint format lock clean
+
+help:  ## List these targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED)  ## Make .venv with the library (editable) and the test tools
+
+test: $(INSTALLED) system  ## Run the default tests (under 5 minutes on 2 cores)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-all: $(INSTALLED) system  ## Run all tests, the slow and engine ones too
+	$(BIN)/pytest -m '' $(PYTEST_ARGS)
+
+lint: $(INSTALLED)  ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## Format the code and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock:  ## Resolve setup.py afresh and write the tested versions to constraints.txt
+	rm -rf $(VENV) && $(MAKE) install CONSTRAINTS=
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable; } > $(VENV)/pins
+	mv $(VENV)/pins constraints.txt
+
+clean:  ## Remove the environment and all caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+system:
+	@PYTHON='$(PYTHON)' .ci/system_packages
+
+CONSTRAINTS ?= --constraint constraints.txt
+
+$(INSTALLED): setup.py pyproject.toml constraints.txt | system
+	@test -x $(BIN)/python || for python in $(PYTHONS); do \
+	  if $$python -c 'import ensurepip, sys; assert sys.version_info >= (3, 11)' 2> /dev/null; \
+	  then echo "Making $(VENV) with $$($$python --version)"; $$python -m venv $(VENV); break; fi; \
+	done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[test]'
+	@touch $@

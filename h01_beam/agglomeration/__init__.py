@@ -1,0 +1,1 @@
+"""Agglomeration: supervoxels to segments, from edge tables to global ids."""

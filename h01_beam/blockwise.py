@@ -1,0 +1,490 @@
+"""MapBlocks: read block and halo -> pure function -> crop -> write core -> rows -> marker.
+
+DESIGN
+* Only block numbers enter and one small record per block leaves; voxels stay in TensorStore,
+  rows go to one Parquet part per block. No process sees more than its own blocks.
+* The function is pure: arrays in, `BlockResult` out. It may have `setup()` (once per process
+  and DoFn: load a model), `working_bytes(read_shape)` and `process_bytes()` (memory beyond the
+  arrays that MapBlocks itself holds).
+* A block runs when the hash of its inputs differs from its marker's key (see `h01_beam.run`).
+  Workers decide that by themselves, so a plan of ten million blocks costs the driver nothing.
+* `concurrency` blocks run at once in threads of one process, for functions that feed one
+  executor. A bundle keeps that many in flight until it ends; results do not depend on it.
+* What cannot work is refused in the constructor: cores that share chunks or shards with their
+  neighbours, a halo larger than the neighbour, more memory than a worker has.
+* Order between stages: `after=` waits for other stages' records. Nothing else orders blocks.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import inspect
+import json
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
+
+from h01_beam import config as config_lib
+from h01_beam import plan, report, storage, tables
+from h01_beam.geometry import Block, BlockGrid, BoundingBox
+from h01_beam.plan import Read, Write
+from h01_beam.run import (
+    Ledger,
+    Marker,
+    Run,
+    StageRecord,
+    Upstream,
+    write_provenance,
+)
+from h01_beam.volume import Volume, VolumeSpec
+
+# Block numbers travel in ranges of this many; a range is one element of the initial Create.
+RANGE = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockResult:
+    """What a block's function returns.
+
+    Attributes:
+      arrays: by name of the write: an array over the written region, or over the block's read
+        box, which is then cropped to it.
+      rows: by name of the table.
+      metrics: numbers to add up over blocks (`peak_*`: to take the maximum of).
+    """
+
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class BlockError(RuntimeError):
+    """A block failed; the message names the stage and the block."""
+
+
+class MapBlocks(beam.PTransform):
+    """Applies a pure function to every block of a grid.
+
+    Element type out: `{'index': linear block number, 'ran': bool, 'digest': str, 'rows': int,
+    'seconds': float, 'metrics': {...}}`, one for every block of the grid.
+
+    Args:
+      function: called as `function(**arrays)` with one zyx array per read (None where the
+        region has no box there), one mapping of columns per table read, and `block` if it asks
+        for it. Returns a `BlockResult`, or one array when there is one write.
+      stage: name of the stage, its ledger and its line in the report.
+      grid: the blocks.
+      run: the run.
+      reads, writes: volumes by name; a bare spec means the read box and the core.
+      table_reads: tables of which the function gets this block's own part.
+      table_writes: tables that the function's rows go to.
+      config: everything else that the result depends on; part of every key.
+      model_hash: SHA-256 of the model, if one is used.
+      version: raise it when the code changes in a way that changes results.
+      concurrency: blocks that one process works on at once.
+      after: PCollections to wait for.
+
+    Raises:
+      ValueError: the stage cannot work as asked (see the DESIGN note).
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        stage: str,
+        grid: BlockGrid,
+        run: Run,
+        reads: Mapping[str, Read | VolumeSpec] | None = None,
+        writes: Mapping[str, Write | VolumeSpec] | None = None,
+        table_reads: Sequence[str] = (),
+        table_writes: Mapping[str, tables.Schema] | None = None,
+        config: Any = None,
+        model_hash: str = '',
+        version: int = 1,
+        concurrency: int = 1,
+        after: Sequence[beam.PCollection] = (),
+    ):
+        super().__init__(label=stage)
+        self._reads = {n: r if isinstance(r, Read) else Read(r) for n, r in (reads or {}).items()}
+        self._writes = {
+            n: w if isinstance(w, Write) else Write(w) for n, w in (writes or {}).items()
+        }
+        self._after = list(after)
+        self._run = run
+        self._ledger = run.ledger(stage)
+        self._process = _ProcessBlocks(
+            function=function,
+            stage=stage,
+            grid=grid,
+            ledger=self._ledger,
+            reads=self._reads,
+            writes=self._writes,
+            table_reads=tuple(table_reads),
+            table_writes=dict(table_writes or {}),
+            config=config_lib.fingerprint([stage, version, config, model_hash]),
+            concurrency=concurrency,
+            run=run,
+        )
+        self._grid = grid
+        self._stage = stage
+        config_hash = self._process.config_hash
+        run.plans.append(
+            plan.plan_stage(
+                function, stage, grid, self._reads, self._writes, concurrency, run, config_hash
+            )
+        )
+
+    def expand(self, root: Any) -> beam.PCollection:
+        if not self._run.dry_run:
+            self._create_outputs()
+        count = len(self._grid)
+        ranges = [(i, min(i + RANGE, count)) for i in range(0, count, RANGE)]
+        start = root | 'Ranges' >> beam.Create(ranges, reshuffle=False)
+        if self._after:
+            start = start | 'Wait' >> beam.WaitOn(*self._after)
+        done = (
+            start
+            | 'Blocks' >> beam.FlatMap(_expand_range)
+            | 'Spread' >> beam.Reshuffle()
+            | 'Process' >> beam.ParDo(self._process)
+        )
+        self._run.summaries.append(done | SummarizeStage(self._stage, self._ledger))
+        return done
+
+    def _create_outputs(self) -> None:
+        """Makes output volumes; one that had to be made anew voids the markers of old blocks."""
+        previous = StageRecord.read(self._ledger)
+        generation = previous.generation if previous else 1
+        remade = [Volume.create(write.spec)[1] for write in self._writes.values()]
+        if previous and any(remade):
+            generation += 1
+        record = StageRecord(
+            grid=self._grid, generation=generation, config=self._process.config_hash
+        )
+        record.write(self._ledger)
+        for write in self._writes.values():
+            write_provenance(write.spec, self._ledger, write.reach)
+
+
+class _ProcessBlocks(beam.DoFn):
+    """Runs the blocks of a bundle, `concurrency` at a time."""
+
+    def __init__(
+        self,
+        *,
+        function: Callable[..., Any],
+        stage: str,
+        grid: BlockGrid,
+        ledger: Ledger,
+        reads: Mapping[str, Read],
+        writes: Mapping[str, Write],
+        table_reads: Sequence[str],
+        table_writes: Mapping[str, tables.Schema],
+        config: str,
+        concurrency: int,
+        run: Run,
+    ):
+        self._function = function
+        self._stage = stage
+        self._grid = grid
+        self._ledger = ledger
+        self._reads = reads
+        self._writes = writes
+        self._table_reads = table_reads
+        self._table_writes = table_writes
+        self.config_hash = config
+        self._concurrency = concurrency
+        # Only the path is needed on a worker: a Run holds PCollections, which do not travel.
+        self._run_path = run.path
+        self._wants_block = 'block' in inspect.signature(function).parameters
+        self._blocks_run = beam.metrics.Metrics.counter(stage, 'blocks_run')
+        self._blocks_reused = beam.metrics.Metrics.counter(stage, 'blocks_reused')
+
+    def setup(self) -> None:
+        # Volumes of the same run exist by now: they are made before launch.
+        self._sources = {name: Volume.open(read.spec.uri) for name, read in self._reads.items()}
+        self._targets = {name: Volume.open(write.spec.uri) for name, write in self._writes.items()}
+        self._run = Run(self._run_path, resources=None, dry_run=True)  # type: ignore[arg-type]
+        record = StageRecord.read(self._ledger)
+        self._generation = record.generation if record else 0
+        if hasattr(self._function, 'setup'):
+            self._function.setup()
+        self._pool = concurrent.futures.ThreadPoolExecutor(self._concurrency)
+        self._pending: list[concurrent.futures.Future[dict[str, Any]]] = []
+
+    def start_bundle(self) -> None:
+        # Digests of upstream blocks may have changed between bundles of different attempts.
+        self._upstream = {name: Upstream(volume) for name, volume in self._sources.items()}
+
+    def process(self, linear: int) -> Iterator[dict[str, Any]]:
+        if self._concurrency == 1:
+            yield self._count(self._process_block(linear))
+            return
+        while len(self._pending) >= self._concurrency:
+            yield from self._collect(concurrent.futures.FIRST_COMPLETED)
+        self._pending.append(self._pool.submit(self._process_block, linear))
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        while self._pending:
+            for record in self._collect(concurrent.futures.FIRST_COMPLETED):
+                yield WindowedValue(record, MIN_TIMESTAMP, [GlobalWindow()])
+
+    def teardown(self) -> None:
+        self._pool.shutdown()
+        if hasattr(self._function, 'teardown'):
+            self._function.teardown()
+
+    def _collect(self, when: str) -> Iterator[dict[str, Any]]:
+        done, _ = concurrent.futures.wait(self._pending, return_when=when)
+        self._pending = [future for future in self._pending if future not in done]
+        for future in done:
+            yield self._count(future.result())
+
+    def _count(self, record: dict[str, Any]) -> dict[str, Any]:
+        # Beam's counters belong to the bundle's own thread.
+        (self._blocks_run if record['ran'] else self._blocks_reused).inc()
+        return record
+
+    def _process_block(self, linear: int) -> dict[str, Any]:
+        block = self._grid[self._grid.index(linear)]
+        try:
+            started = time.time()
+            parts = {name: self._read_part(name, block) for name in self._table_reads}
+            key = self._key(block, linear, parts)
+            marker = self._ledger.read(block.index)
+            ran = marker is None or marker.key != key
+            if ran:
+                marker = self._run_block(block, key, parts)
+            assert marker is not None
+            return {'index': linear, 'ran': ran, 'started': started, 'ended': time.time(),
+                    **dataclasses.asdict(marker)}  # fmt: skip
+        except Exception as error:
+            hint = _way_out(error)
+            raise BlockError(
+                f'stage {self._stage}, block {block.index} (core {block.core}): '
+                f'{type(error).__name__}: {error}{hint}'
+            ) from error
+
+    def _key(self, block: Block, linear: int, parts: Mapping[str, bytes]) -> str:
+        upstream = {}
+        for name, read in self._reads.items():
+            box = read.region(block)
+            upstream[name] = self._upstream[name].digests(box) if box else []
+        digests = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+        # Where and how a volume is stored does not change what is in it: not part of the key.
+        return config_lib.fingerprint(
+            [self.config_hash, self._generation, linear, block, upstream, digests]
+        )
+
+    def _read_part(self, name: str, block: Block) -> bytes:
+        return storage.read_bytes(self._run.table_part(name, block.index))
+
+    def _run_block(self, block: Block, key: str, parts: Mapping[str, bytes]) -> Marker:
+        started = time.perf_counter()
+        arguments: dict[str, Any] = {}
+        for name, read in self._reads.items():
+            box = read.region(block)
+            arguments[name] = self._sources[name].read(box) if box else None
+        arguments |= {name: tables.from_parquet(part) for name, part in parts.items()}
+        if self._wants_block:
+            arguments['block'] = block
+        result = self._function(**arguments)
+        if not isinstance(result, BlockResult):
+            (only,) = self._writes
+            result = BlockResult(arrays={only: result})
+        hasher = hashlib.sha256()
+        self._write_arrays(block, result, hasher)
+        rows = self._write_rows(block, result, hasher)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        marker = Marker(
+            key=key,
+            digest=hasher.hexdigest()[:32],
+            rows=rows,
+            seconds=time.perf_counter() - started,
+            metrics={**result.metrics, 'peak_memory_bytes': peak},
+        )
+        self._ledger.write(block.index, marker)
+        return marker
+
+    def _write_arrays(self, block: Block, result: BlockResult, hasher: Any) -> None:
+        if set(result.arrays) - set(self._writes):
+            raise ValueError(f'function returned arrays {sorted(result.arrays)}: no such writes')
+        for name, write in self._writes.items():
+            box = write.region(block)
+            if box is None:
+                continue
+            array = _crop(result.arrays[name], block, box)
+            self._targets[name].write(box, array)
+            hasher.update(repr((name, box, array.dtype.str)).encode())
+            hasher.update(array.data)
+
+    def _write_rows(self, block: Block, result: BlockResult, hasher: Any) -> int:
+        rows = 0
+        for name, schema in self._table_writes.items():
+            columns = result.rows.get(name, schema.empty())
+            data = tables.to_parquet(columns, schema)
+            storage.write_bytes(self._run.table_part(name, block.index), data)
+            hasher.update(data)
+            rows += tables.length(columns)
+        return rows
+
+
+def _expand_range(bounds: tuple[int, int]) -> Iterator[int]:
+    yield from range(*bounds)
+
+
+class SummarizeStage(beam.PTransform):
+    """Adds up a stage's block records into `ledger/STAGE/summary.json`; yields the summary."""
+
+    def __init__(self, stage: str, ledger: Ledger):
+        super().__init__(label=f'Summarize_{stage}')
+        self._stage = stage
+        self._ledger = ledger
+
+    def expand(self, records: beam.PCollection) -> beam.PCollection:
+        return (
+            records
+            | beam.CombineGlobally(StageSummary())
+            | beam.Map(_write_summary, self._stage, self._ledger)
+        )
+
+
+class StageSummary(beam.CombineFn):
+    """Counts blocks, adds metrics, takes maxima of `peak_*`, and combines digests.
+
+    The combined digest is the sum of the blocks' digests, so that the order does not matter.
+    """
+
+    def create_accumulator(self) -> dict[str, Any]:
+        return {'blocks': 0, 'blocks_run': 0, 'blocks_reused': 0, 'rows': 0, 'seconds': 0.0,
+                'digest': 0, 'started': None, 'ended': None, 'metrics': {}}  # fmt: skip
+
+    def add_input(self, total: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+        ran = record['ran']
+        return self.merge_accumulators(
+            [
+                total,
+                {
+                    'blocks': 1,
+                    'blocks_run': int(ran),
+                    'blocks_reused': int(not ran),
+                    'rows': record['rows'],
+                    'seconds': record['seconds'],
+                    'digest': int(record['digest'], 16) + record['index'],
+                    'started': record['started'] if ran else None,
+                    'ended': record['ended'] if ran else None,
+                    'metrics': record['metrics'],
+                },
+            ]
+        )
+
+    def merge_accumulators(self, parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        total = self.create_accumulator()
+        for part in parts:
+            for name in ('blocks', 'blocks_run', 'blocks_reused', 'rows', 'seconds'):
+                total[name] += part[name]
+            total['digest'] = (total['digest'] + part['digest']) % 2**128
+            total['started'] = _extreme(min, total['started'], part['started'])
+            total['ended'] = _extreme(max, total['ended'], part['ended'])
+            for name, value in part['metrics'].items():
+                old = total['metrics'].get(name, 0)
+                total['metrics'][name] = max(old, value) if name.startswith('peak_') else old + value
+        return total
+
+    def extract_output(self, total: dict[str, Any]) -> dict[str, Any]:
+        wall = total['ended'] - total['started'] if total['started'] else 0.0
+        counts = {n: total[n] for n in ('blocks', 'blocks_run', 'blocks_reused', 'rows', 'seconds')}
+        return {
+            **counts,
+            'wall_seconds': wall,
+            'digest': f'{total["digest"]:032x}',
+            **dict(sorted(total['metrics'].items())),
+        }
+
+
+def _write_summary(summary: dict[str, Any], stage: str, ledger: Ledger) -> tuple[str, Any]:
+    text = json.dumps(summary, indent=1)
+    storage.write_bytes(storage.join(ledger.path, 'summary.json'), text.encode())
+    return stage, summary
+
+
+def _extreme(choose: Callable[..., Any], a: float | None, b: float | None) -> float | None:
+    present = [v for v in (a, b) if v is not None]
+    return choose(present) if present else None
+
+
+def _crop(array: np.ndarray, block: Block, box: BoundingBox) -> np.ndarray:
+    spatial = array.shape[-3:]
+    if spatial == block.read.shape and box != block.read:
+        low = tuple(-s for s in block.read.start)
+        z, y, x = box.translate((low[0], low[1], low[2])).slices
+        array = array[..., z, y, x]
+    return np.ascontiguousarray(array)
+
+
+def _way_out(error: Exception) -> str:
+    text = str(error)
+    if 'No space left' in text or 'ENOSPC' in text or 'RESOURCE_EXHAUSTED' in text:
+        return (
+            '; the disk is full: free space or choose another --run_dir, then give the same command '
+            'again: finished blocks are kept'
+        )
+    return ''
+
+
+class FinishRun(beam.PTransform):
+    """Writes the report when every stage built into the run has ended.
+
+    Args:
+      run: the run, with all stages built.
+      figures: functions of the run's path that draw into its figures folder and return
+        {path of PNG: caption}.
+      highlights: function of the report's content: {what: number} for its top.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        figures: Sequence[Callable[[str], Mapping[str, str]]] = (),
+        highlights: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    ):
+        super().__init__(label='Report')
+        self._summaries = run.summaries
+        self._path = run.path
+        self._stages = [plan.name for plan in run.plans]
+        self._figures = list(figures)
+        self._highlights = highlights
+
+    def expand(self, root: Any) -> beam.PCollection:
+        return (
+            root
+            | beam.Create([self._path], reshuffle=False)
+            | 'WaitForStages' >> beam.WaitOn(*self._summaries)
+            | 'Write' >> beam.Map(_write_report, self._stages, self._figures, self._highlights)
+        )
+
+
+def _write_report(
+    path: str,
+    stages: Sequence[str],
+    figures: Sequence[Callable[[str], Mapping[str, str]]],
+    highlights: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None,
+) -> str:
+    content = report.collect(path, stages)
+    if highlights:
+        content['highlights'] = dict(highlights(content))
+    drawn: dict[str, str] = {}
+    for figure in figures:
+        drawn |= figure(path)
+    report.write(path, content, drawn)
+    return path

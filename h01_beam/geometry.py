@@ -1,0 +1,281 @@
+"""Integer boxes, blocks and the grid that cuts a volume into them.
+
+Everything here is zyx, in voxels, half-open, and immutable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from typing import TypeAlias
+
+Triple: TypeAlias = tuple[int, int, int]
+
+
+def as_triple(name: str, value: object) -> Triple:
+    """Returns `value` as three ints (zyx), or raises a ValueError that names the field."""
+    try:
+        z, y, x = (int(v) for v in value)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f'{name} is {value!r}: must be three integers in z, y, x order, for example [64, 64, 64]'
+        ) from None
+    return z, y, x
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class BoundingBox:
+    """The voxels `start <= v < start + shape`, zyx.
+
+    Attributes:
+      start: first voxel; may be negative.
+      shape: extent per axis; none is negative.
+    """
+
+    start: Triple
+    shape: Triple
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'start', as_triple('BoundingBox.start', self.start))
+        object.__setattr__(self, 'shape', as_triple('BoundingBox.shape', self.shape))
+        if min(self.shape) < 0:
+            raise ValueError(f'BoundingBox.shape is {self.shape}: no extent may be negative')
+
+    @classmethod
+    def from_bounds(cls, start: Triple, end: Triple) -> BoundingBox:
+        """The box from `start` to `end` (exclusive)."""
+        return cls(start, _map2(lambda s, e: e - s, start, end))
+
+    @property
+    def end(self) -> Triple:
+        return _map2(lambda s, n: s + n, self.start, self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of voxels."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Slices into an array whose voxel (0, 0, 0) is the origin."""
+        z, y, x = (slice(s, e) for s, e in zip(self.start, self.end, strict=True))
+        return z, y, x
+
+    def contains(self, other: BoundingBox) -> bool:
+        """Whether every voxel of `other` is in this box."""
+        return all(a <= b for a, b in zip(self.start, other.start, strict=True)) and all(
+            a >= b for a, b in zip(self.end, other.end, strict=True)
+        )
+
+    def intersection(self, other: BoundingBox) -> BoundingBox | None:
+        """The shared box, or None where there is no shared voxel."""
+        start = _map2(max, self.start, other.start)
+        shape = _map2(lambda s, e: e - s, start, _map2(min, self.end, other.end))
+        return BoundingBox(start, shape) if min(shape) > 0 else None
+
+    def translate(self, offset: Triple) -> BoundingBox:
+        return BoundingBox(_map2(lambda s, o: s + o, self.start, offset), self.shape)
+
+    def pad(self, low: Triple, high: Triple) -> BoundingBox:
+        """Grows the box by `low` voxels before and `high` after it."""
+        start = _map2(lambda s, n: s - n, self.start, low)
+        return BoundingBox.from_bounds(start, _map2(lambda e, n: e + n, self.end, high))
+
+    def scale_up(self, factor: Triple) -> BoundingBox:
+        """The same box in a grid whose voxels are `factor` times smaller."""
+        return BoundingBox(
+            _map2(lambda s, f: s * f, self.start, factor),
+            _map2(lambda n, f: n * f, self.shape, factor),
+        )
+
+    def scale_down(self, factor: Triple) -> BoundingBox:
+        """The smallest box that covers this one in a grid of `factor` times larger voxels."""
+        start = _map2(lambda s, f: s // f, self.start, factor)
+        return BoundingBox.from_bounds(start, _map2(lambda e, f: -(-e // f), self.end, factor))
+
+    def __str__(self) -> str:
+        return f'[{", ".join(f"{s}:{e}" for s, e in zip(self.start, self.end, strict=True))}]'
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Block:
+    """One unit of work of a `BlockGrid`.
+
+    Attributes:
+      index: position in the grid, zyx; the key of the block and the seed of its ids.
+      core: voxels that this block alone writes.
+      read: core and halo, clipped to the bounds.
+    """
+
+    index: Triple
+    core: BoundingBox
+    read: BoundingBox
+
+    @property
+    def core_in_read(self) -> tuple[slice, slice, slice]:
+        """Slices that crop an array over `read` to `core`."""
+        return self.core.translate(_map2(lambda a, b: -a, self.read.start, self.core.start)).slices
+
+    @property
+    def name(self) -> str:
+        """The index as it appears in file names: `z_y_x`."""
+        return '_'.join(map(str, self.index))
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockGrid:
+    """Cuts `bounds` into blocks whose cores partition it.
+
+        |-----------------------------|   bounds
+        |cccccccc|hh|                     block 0: core, and the halo that it reads
+              |hh|cccccccc|hh|            block 1
+                        |hh|ccccccccccc|  (cores at the far edge shrink, reads clip)
+
+    Attributes:
+      bounds: the voxels to cover.
+      block_shape: shape of a core; cores start at multiples of it from `bounds.start`.
+      halo: voxels read on either side of the core.
+    """
+
+    bounds: BoundingBox
+    block_shape: Triple
+    halo: Triple = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'block_shape', as_triple('grid.block_shape', self.block_shape))
+        object.__setattr__(self, 'halo', as_triple('grid.halo', self.halo))
+        if min(self.block_shape) < 1:
+            raise ValueError(f'grid.block_shape is {self.block_shape}: every extent must be >= 1')
+        if min(self.halo) < 0:
+            raise ValueError(f'grid.halo is {self.halo}: must not be negative')
+        if self.bounds.size == 0:
+            raise ValueError(
+                f'the volume is empty (bounds {self.bounds}): there is nothing to process; '
+                'check the volume URI and its bounding box'
+            )
+
+    @property
+    def shape(self) -> Triple:
+        """Number of blocks per axis."""
+        return _map2(lambda n, b: -(-n // b), self.bounds.shape, self.block_shape)
+
+    def __len__(self) -> int:
+        return math.prod(self.shape)
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[index] for index in itertools.product(*map(range, self.shape)))
+
+    def __getitem__(self, index: Triple) -> Block:
+        if not all(0 <= i < n for i, n in zip(index, self.shape, strict=True)):
+            raise IndexError(f'block index {index} is outside of the grid of {self.shape} blocks')
+        offset = _map2(lambda i, b: i * b, index, self.block_shape)
+        start = _map2(lambda s, o: s + o, self.bounds.start, offset)
+        core = BoundingBox(start, self.block_shape).intersection(self.bounds)
+        assert core is not None
+        read = core.pad(self.halo, self.halo).intersection(self.bounds)
+        assert read is not None
+        return Block(index, core, read)
+
+    def linear(self, index: Triple) -> int:
+        """Rank of a block; z is the slowest axis, so that new sections never renumber old blocks."""
+        _, ny, nx = self.shape
+        z, y, x = index
+        return (z * ny + y) * nx + x
+
+    def index(self, linear: int) -> Triple:
+        """Inverse of `linear`."""
+        _, ny, nx = self.shape
+        return linear // (ny * nx), linear // nx % ny, linear % nx
+
+    def touching(self, box: BoundingBox) -> Iterator[Block]:
+        """Blocks whose core shares a voxel with `box`, in zyx order."""
+        inside = box.intersection(self.bounds)
+        if inside is None:
+            return
+        first = _map2(lambda a, b: a - b, inside.start, self.bounds.start)
+        last = _map2(lambda a, b: a - b - 1, inside.end, self.bounds.start)
+        ranges = (
+            range(f // b, e // b + 1) for f, e, b in zip(first, last, self.block_shape, strict=True)
+        )
+        for index in itertools.product(*ranges):
+            yield self[index]
+
+    @property
+    def largest_read(self) -> Triple:
+        """Shape of the largest read box of the grid (for memory projections)."""
+        padded = _map2(lambda b, h: b + 2 * h, self.block_shape, self.halo)
+        return _map2(min, padded, self.bounds.shape)
+
+
+def _map2(function, first: Triple, second: Triple) -> Triple:  # type: ignore[no-untyped-def]
+    z, y, x = (function(a, b) for a, b in zip(first, second, strict=True))
+    return z, y, x
+
+
+# Regions: which box of a volume belongs to a block. `BlockGrid` callers name one per volume.
+
+
+@dataclasses.dataclass(frozen=True)
+class CoreBox:
+    """The block's core, in a volume whose voxels are `1 / factor` of the grid's.
+
+    Attributes:
+      factor: zyx.
+      within: bounds of that volume, where the last cell may be incomplete.
+    """
+
+    factor: Triple = (1, 1, 1)
+    within: BoundingBox | None = None
+
+    def __call__(self, block: Block) -> BoundingBox | None:
+        box = block.core.scale_up(self.factor)
+        return box.intersection(self.within) if self.within else box
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadBox:
+    """The block's core and halo."""
+
+    def __call__(self, block: Block) -> BoundingBox | None:
+        return block.read
+
+
+@dataclasses.dataclass(frozen=True)
+class LowerFace:
+    """The first `thickness` planes of the core along `axis`, where a neighbour lies before it.
+
+        |bbbbbbbb|LL------|       the block on the right: L. None for blocks at the lower edge.
+    """
+
+    axis: int
+    thickness: int
+
+    def __call__(self, block: Block) -> BoundingBox | None:
+        if block.index[self.axis] == 0:
+            return None
+        shape = list(block.core.shape)
+        shape[self.axis] = min(self.thickness, shape[self.axis])
+        return BoundingBox(block.core.start, (shape[0], shape[1], shape[2]))
+
+
+@dataclasses.dataclass(frozen=True)
+class UpperOverlap:
+    """The first `thickness` planes of the *next* block's core, as far as this block reads them.
+
+        |bbbbbbbb|UU------|       the block on the left: U. None for blocks at the upper edge.
+    """
+
+    axis: int
+    thickness: int
+
+    def __call__(self, block: Block) -> BoundingBox | None:
+        core, read = block.core, block.read
+        room = read.end[self.axis] - core.end[self.axis]
+        if room <= 0:
+            return None
+        start, shape = list(core.start), list(core.shape)
+        start[self.axis] = core.end[self.axis]
+        shape[self.axis] = min(self.thickness, room)
+        return BoundingBox((start[0], start[1], start[2]), (shape[0], shape[1], shape[2]))

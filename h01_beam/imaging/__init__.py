@@ -1,0 +1,1 @@
+"""Images of the tissue: tiles, contrast, masks and pyramids."""

@@ -1,0 +1,59 @@
+"""Beam stages over images: `downsample`, the reference that other stages copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+
+from h01_beam.blockwise import MapBlocks
+from h01_beam.geometry import BlockGrid, CoreBox
+from h01_beam.imaging.downsample import DownsampleBlock, DownsampleConfig, pyramid_specs
+from h01_beam.plan import Read
+from h01_beam.run import Run
+from h01_beam.volume import VolumeSpec
+
+
+def build_downsample(
+    root: Any,
+    base: VolumeSpec,
+    config: DownsampleConfig,
+    run: Run,
+    after: Sequence[beam.PCollection] = (),
+) -> list[beam.PCollection]:
+    """Adds one stage per level of the pyramid of `base`; each waits for the level below.
+
+    Args:
+      root: the pipeline.
+      base: mip 0, already there or written by the stages in `after`.
+      config: see `DownsampleConfig`.
+      run: the run.
+      after: stages that write `base`.
+
+    Returns:
+      the block records of every level.
+    """
+    name = base.path.rpartition('/')[2]
+    method = config.method or ('mean' if base.kind == 'image' else 'mode')
+    done: list[beam.PCollection] = []
+    below = base
+    for factor, spec in pyramid_specs(base, config):
+        block_shape = tuple(
+            n * unit for n, unit in zip(config.block_chunks, spec.write_unit, strict=True)
+        )
+        done.append(
+            root
+            | MapBlocks(
+                DownsampleBlock(factor, method),
+                stage=f'downsample_{name}_mip{spec.mip}',
+                reads={'source': Read(below, CoreBox(factor, below.bounds))},
+                writes={'level': spec},
+                grid=BlockGrid(spec.bounds, block_shape),  # type: ignore[arg-type]
+                config=[factor, method],
+                run=run,
+                after=done[-1:] or after,
+            )
+        )
+        below = spec
+    return done

@@ -1,0 +1,129 @@
+"""What a stage would do, and whether it can: checks and projections before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from h01_beam.geometry import Block, BlockGrid, BoundingBox, CoreBox, ReadBox, Triple
+from h01_beam.run import Run, StagePlan, StageRecord
+from h01_beam.volume import VolumeSpec
+
+Region = Callable[[Block], BoundingBox | None]
+
+# Interpreter, Beam, NumPy, TensorStore with its cache: resident size of an idle worker.
+PROCESS_BYTES = 400 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A volume that a stage reads, and which box of it belongs to a block."""
+
+    spec: VolumeSpec
+    region: Region = ReadBox()
+
+
+@dataclasses.dataclass(frozen=True)
+class Write:
+    """A volume that a stage writes.
+
+    Attributes:
+      spec: the volume; made if it is absent, remade if it differs.
+      region: which box belongs to a block; must never overlap another block's.
+      reach: how far (zyx voxels) the region reaches out of the core.
+    """
+
+    spec: VolumeSpec
+    region: Region = CoreBox()
+    reach: Triple = (0, 0, 0)
+
+
+def plan_stage(
+    function: Any,
+    stage: str,
+    grid: BlockGrid,
+    reads: Mapping[str, Read],
+    writes: Mapping[str, Write],
+    concurrency: int,
+    run: Run,
+    config_hash: str,
+) -> StagePlan:
+    """Checks a stage and says what it would cost.
+
+    Raises:
+      ValueError: halo, alignment or memory do not fit; the message says what to change.
+    """
+    _check_halo(stage, grid)
+    for name, write in writes.items():
+        _check_alignment(stage, name, write.spec, grid)
+    memory = _projected_memory(function, grid, reads, writes, concurrency)
+    _check_memory(stage, memory, run, grid, concurrency)
+    block = grid[tuple(n // 2 for n in grid.shape)]  # type: ignore[arg-type]
+    amounts = []
+    for items in (reads, writes):
+        boxes = [(item.region(block), item.spec) for item in items.values()]
+        amounts.append(sum(box.size * spec.voxel_bytes() for box, spec in boxes if box))
+    previous = StageRecord.read(run.ledger(stage))
+    return StagePlan(
+        name=stage,
+        blocks=len(grid),
+        read_bytes=amounts[0] * len(grid),
+        write_bytes=amounts[1] * len(grid),
+        memory_bytes=memory,
+        ledger=run.ledger(stage),
+        resumes=previous is not None and previous.config == config_hash,
+    )
+
+
+def _check_halo(stage: str, grid: BlockGrid) -> None:
+    for axis, name in enumerate('zyx'):
+        if grid.shape[axis] > 1 and grid.halo[axis] > grid.block_shape[axis]:
+            raise ValueError(
+                f'stage {stage}: halo {grid.halo} exceeds block_shape {grid.block_shape} along '
+                f'{name}: a block would read past its neighbour; use larger blocks or a smaller halo'
+            )
+
+
+def _check_alignment(stage: str, name: str, spec: VolumeSpec, grid: BlockGrid) -> None:
+    unit = spec.write_unit
+    for axis, axis_name in enumerate('zyx'):
+        offset = grid.bounds.start[axis] - spec.start[axis]
+        single = grid.shape[axis] == 1
+        if offset % unit[axis] and offset != 0 or (not single and grid.block_shape[axis] % unit[axis]):
+            what = 'shard' if spec.shard else 'chunk'
+            raise ValueError(
+                f'stage {stage}: block_shape {grid.block_shape} does not fit the {what}s {unit} of '
+                f'{name!r} along {axis_name}: two blocks would write one {what}; make block_shape '
+                f'a multiple of {unit}, or choose {what}s that divide it'
+            )
+
+
+def _projected_memory(
+    function: Any,
+    grid: BlockGrid,
+    reads: Mapping[str, Read],
+    writes: Mapping[str, Write],
+    concurrency: int,
+) -> int:
+    """Bytes that a worker process needs at most, arrays of all concurrent blocks included."""
+    sample = grid[(0, 0, 0)]
+    middle = grid[tuple(n // 2 for n in grid.shape)]  # type: ignore[arg-type]
+    per_block = 0
+    for item in (*reads.values(), *writes.values()):
+        boxes = [item.region(block) for block in (sample, middle)]
+        per_block += max((b.size for b in boxes if b), default=0) * item.spec.voxel_bytes()
+    if hasattr(function, 'working_bytes'):
+        per_block += function.working_bytes(grid.largest_read)
+    process = function.process_bytes() if hasattr(function, 'process_bytes') else 0
+    return int(PROCESS_BYTES + process + concurrency * per_block)
+
+
+def _check_memory(stage: str, memory: int, run: Run, grid: BlockGrid, concurrency: int) -> None:
+    limit = run.resources.memory_bytes_per_worker
+    if memory > limit:
+        raise ValueError(
+            f'stage {stage}: a worker would need {memory / 2**30:.1f} GiB for {concurrency} blocks '
+            f'of {grid.largest_read} (halo included), but each of the {run.resources.workers} '
+            f'workers has {limit / 2**30:.1f} GiB; use smaller blocks, fewer workers, or more memory'
+        )

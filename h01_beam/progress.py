@@ -1,0 +1,92 @@
+"""A live view of a run, read from its ledger: which stage, how many blocks, how long still."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from absl import logging
+from rich import console, progress
+
+from h01_beam import storage
+from h01_beam.run import StagePlan
+
+# Listing a bucket costs requests; a local folder costs nothing.
+LOCAL_INTERVAL_S = 0.5
+BUCKET_INTERVAL_S = 30.0
+
+
+class LedgerProgress:
+    """Context manager that shows one bar per stage; quiet when stderr is not a terminal.
+
+    Blocks that an earlier attempt finished under the same configuration count as done.
+    """
+
+    def __init__(self, plans: Sequence[StagePlan], enabled: bool | None = None):
+        self._plans = [plan for plan in plans if plan.blocks]
+        self._enabled = sys.stderr.isatty() if enabled is None else enabled
+        self._stop = threading.Event()
+        self._since = time.time()
+        self._bars = progress.Progress(
+            progress.TextColumn('{task.description:<28}'),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn('blocks'),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn('left'),
+            progress.TimeRemainingColumn(),
+            console=console.Console(stderr=True),
+        )
+
+    def __enter__(self) -> LedgerProgress:
+        if self._enabled:
+            self._tasks = {
+                plan.name: self._bars.add_task(plan.name, total=plan.blocks, start=False)
+                for plan in self._plans
+            }
+            self._bars.start()
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._enabled:
+            self._stop.set()
+            self._thread.join(timeout=5)
+            self.update()
+            self._bars.stop()
+
+    def update(self) -> None:
+        """Counts the markers of every stage once."""
+        for plan in self._plans:
+            task = self._tasks[plan.name]
+            if self._bars.tasks[task].finished:
+                continue
+            done = count_done(plan, self._since)
+            if done:
+                self._bars.start_task(task)
+            self._bars.update(task, completed=done)
+
+    def _watch(self) -> None:
+        remote = any(storage.is_remote(plan.ledger.path) for plan in self._plans)
+        while not self._stop.wait(BUCKET_INTERVAL_S if remote else LOCAL_INTERVAL_S):
+            try:
+                self.update()
+            except OSError as error:  # A view that fails must not end the work that it shows.
+                logging.warning('progress: cannot read the ledger: %s', error)
+
+
+def count_done(plan: StagePlan, since: float) -> int:
+    """Blocks of a stage that are done: all markers when it resumes, else those newer than `since`."""
+    markers = plan.ledger.markers_written()
+    if plan.resumes or storage.is_remote(plan.ledger.path):
+        return min(plan.blocks, sum(1 for _ in markers))
+    return sum(1 for path in markers if storage.local_path(path).stat().st_mtime >= since)

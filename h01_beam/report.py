@@ -1,0 +1,145 @@
+"""report.json and report.html: what a run did, in numbers and pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from h01_beam import storage
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#1c2330;max-width:1080px;margin:2.5em auto;padding:0 1.5em}
+h1{font-size:1.7em;margin:0}h2{font-size:1.15em;margin:2.2em 0 .6em;border-bottom:1px solid #dde2ea}
+p.lead{color:#5a6577;margin:.3em 0 0}table{border-collapse:collapse;width:100%;font-size:.92em}
+th{text-align:left;color:#5a6577;font-weight:600}td,th{padding:.32em .7em;border-bottom:1px solid #eef1f5}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}figure{margin:1em 0}
+img{max-width:100%;border-radius:4px}figcaption{color:#5a6577;font-size:.9em}
+code,pre{background:#f4f6f9;border-radius:4px;padding:.1em .35em}pre{padding:1em;overflow:auto}
+.tiles{display:flex;gap:1em;flex-wrap:wrap;margin:1.2em 0}.tile{background:#f4f6f9;border-radius:6px;
+padding:.7em 1.1em;min-width:8em}.tile b{display:block;font-size:1.35em}.tile span{color:#5a6577}
+"""
+
+# Columns of the stage table that every stage has, in order; a stage's own follow them.
+STAGE_COLUMNS = ('blocks', 'blocks_run', 'blocks_reused', 'rows', 'seconds', 'wall_seconds')
+
+
+def collect(run_path: str, stages: Sequence[str]) -> dict[str, Any]:
+    """Reads the manifest and the stages' summaries of a run.
+
+    Args:
+      run_path: the run directory.
+      stages: names of the stages, in order.
+
+    Returns:
+      the content of report.json: `run`, and `stages` by name with blocks, seconds, and the
+      numbers that each stage counts.
+    """
+    manifest = json.loads(storage.read_bytes(storage.join(run_path, 'run.json')))
+    summaries = {
+        stage: json.loads(
+            storage.read_bytes(storage.join(run_path, 'ledger', stage, 'summary.json'))
+        )
+        for stage in stages
+    }
+    return {'run': manifest, 'stages': {name: _derive(s) for name, s in summaries.items()}}
+
+
+def write(run_path: str, content: Mapping[str, Any], figures: Mapping[str, str]) -> None:
+    """Writes report.json and a self-contained report.html.
+
+    Args:
+      run_path: the run directory.
+      content: as of `collect`, with anything that a job adds (`scores`, `highlights`).
+      figures: caption by path of a PNG file.
+    """
+    text = json.dumps(content, indent=1)
+    storage.write_bytes(storage.join(run_path, 'report.json'), text.encode())
+    page = render_html(run_path, content, figures)
+    storage.write_bytes(storage.join(run_path, 'report.html'), page.encode())
+
+
+def render_html(run_path: str, content: Mapping[str, Any], figures: Mapping[str, str]) -> str:
+    """One HTML page with the figures inside of it."""
+    run = content['run']
+    parts = [
+        '<!doctype html><meta charset="utf-8">',
+        f'<title>{html.escape(run["job"])} report</title><style>{STYLE}</style>',
+        f'<h1>{html.escape(run["job"].capitalize())} report</h1>',
+        f'<p class="lead">{html.escape(run_path)} &middot; h01_beam {html.escape(run["version"])}</p>',
+        _tiles(content.get('highlights', {})),
+    ]
+    for path, caption in figures.items():
+        image = base64.b64encode(storage.read_bytes(path)).decode()
+        parts.append(
+            f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{image}">'
+            f'<figcaption>{html.escape(caption)}</figcaption></figure>'
+        )
+    if 'scores' in content:
+        parts += ['<h2>Scores</h2>', _score_table(content['scores'])]
+    parts += ['<h2>Stages</h2>', _stage_table(content['stages'])]
+    config = html.escape(json.dumps(run['config'], indent=1))
+    parts.append(f'<h2>Configuration</h2><pre>{config}</pre>')
+    return '\n'.join(parts)
+
+
+def _derive(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds ratios that follow from a stage's sums."""
+    derived = dict(summary)
+    if summary.get('seconds') and 'network_seconds' in summary:
+        derived['network_share'] = round(summary['network_seconds'] / summary['busy_seconds'], 4)
+    return derived
+
+
+def _tiles(highlights: Mapping[str, Any]) -> str:
+    tiles = (
+        f'<div class="tile"><b>{_format(value)}</b><span>{html.escape(name)}</span></div>'
+        for name, value in highlights.items()
+    )
+    return f'<div class="tiles">{"".join(tiles)}</div>' if highlights else ''
+
+
+def _stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    head = ''.join(f'<th class="n">{c.replace("_", " ")}</th>' for c in STAGE_COLUMNS)
+    rows = []
+    for name, stage in stages.items():
+        cells = ''.join(f'<td class="n">{_format(stage.get(c, ""))}</td>' for c in STAGE_COLUMNS)
+        own = ', '.join(
+            f'{key.replace("_", " ")} {_format_named(key, value)}'
+            for key, value in stage.items()
+            if key not in STAGE_COLUMNS and key != 'digest'
+        )
+        rows.append(f'<tr><td>{html.escape(name)}</td>{cells}</tr>')
+        rows.append(f'<tr><td colspan="7" style="color:#5a6577">{html.escape(own)}</td></tr>')
+    return f'<table><tr><th>stage</th>{head}</tr>{"".join(rows)}</table>'
+
+
+def _score_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    groups = {k: v for k, v in scores.items() if isinstance(v, Mapping)}
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    head = ''.join(f'<th class="n">{html.escape(n.replace("_", " "))}</th>' for n in names)
+    rows = ''.join(
+        f'<tr><td>{html.escape(group)}</td>'
+        + ''.join(f'<td class="n">{_format(values.get(n, ""))}</td>' for n in names)
+        + '</tr>'
+        for group, values in groups.items()
+    )
+    return f'<table><tr><th>voxels</th>{head}</tr>{rows}</table>'
+
+
+def _format_named(name: str, value: Any) -> str:
+    if name.endswith('_bytes'):
+        return f'{value / 2**30:.2f} GiB'
+    if name.endswith('_share'):
+        return f'{100 * value:.0f} %'
+    return _format(value)
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, float) and not value.is_integer():
+        return f'{value:,.3f}' if abs(value) < 100 else f'{value:,.0f}'
+    if isinstance(value, int | float):
+        return f'{int(value):,}'
+    return html.escape(str(value))

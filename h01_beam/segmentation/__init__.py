@@ -1,0 +1,1 @@
+"""Segmentation: flood filling within a block, and blocks to one segmentation."""

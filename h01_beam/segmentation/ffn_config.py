@@ -1,0 +1,116 @@
+"""Settings of flood-filling inference."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from h01_beam.segmentation import seeds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FfnConfig:
+    """Settings of flood-filling inference, with the published values as defaults.
+
+    Source: the inference options of google/ffn and its FIB-25 sample configuration. Newer
+    published runs use `pad_value` 0.5 and `move_threshold` 0.6.
+
+    Attributes:
+      init_activation: probability written at the seed.
+      pad_value: probability that the network is shown for voxels it has not visited yet.
+      move_threshold: least probability at a centre for the field of view to move there; also
+        the least that the seed must keep, or its object is given up.
+      segment_threshold: least probability of a voxel of the finished object.
+      min_boundary_dist: zyx voxels; a seed this near to an object, or nearer, is skipped.
+      min_segment_size: fewest voxels of an object, not counting those of earlier objects.
+      disco_seed_threshold: None, or the fraction of the field of view that must reach
+        `move_threshold` before voxels once seen below 0.5 may no longer rise ("disconnected
+        stays disconnected"): biases towards splits.
+      image_mean: grey level shown to the network as 0.
+      image_stddev: grey levels shown to the network as 1.
+      seed_policy: 'peaks' (far from edges in 3-d), 'peaks_2d' (far from edges in each section)
+        or 'grid_3d'.
+      seed_voxel_size_nm: zyx; `peaks` measures distances in it. None: in voxels, as published.
+    """
+
+    init_activation: float = 0.95
+    pad_value: float = 0.05
+    move_threshold: float = 0.9
+    segment_threshold: float = 0.6
+    min_boundary_dist: tuple[int, int, int] = (1, 1, 1)
+    min_segment_size: int = 1000
+    disco_seed_threshold: float | None = None
+    image_mean: float = 128.0
+    image_stddev: float = 33.0
+    seed_policy: str = 'peaks'
+    seed_voxel_size_nm: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Refuses values that cannot work.
+
+        Raises:
+          ValueError: names the field, its value, the rule and the way out.
+        """
+        self._check_probabilities()
+        distances = self.min_boundary_dist
+        if len(distances) != 3 or any(type(d) is not int or d < 0 for d in distances):
+            raise ValueError(
+                f'ffn.min_boundary_dist is {distances!r}: must be three whole numbers of voxels '
+                'in zyx order, none negative; [0, 0, 0] allows seeds that touch an object'
+            )
+        if type(self.min_segment_size) is not int or self.min_segment_size < 1:
+            raise ValueError(
+                f'ffn.min_segment_size is {self.min_segment_size!r}: must be a whole number of '
+                'voxels, at least 1; 1 keeps every object'
+            )
+        if not math.isfinite(self.image_mean):
+            raise ValueError(
+                f'ffn.image_mean is {self.image_mean!r}: must be the finite grey level that the '
+                'model was trained with'
+            )
+        if not (math.isfinite(self.image_stddev) and self.image_stddev > 0):
+            raise ValueError(
+                f'ffn.image_stddev is {self.image_stddev!r}: must be positive and finite; use '
+                'the value that the model was trained with'
+            )
+        if self.seed_policy not in seeds.POLICIES:
+            raise ValueError(
+                f'ffn.seed_policy is {self.seed_policy!r}: must be one of '
+                f'{", ".join(seeds.POLICIES)}'
+            )
+        size = self.seed_voxel_size_nm
+        if size is not None and (
+            len(size) != 3 or not all(math.isfinite(edge) and edge > 0 for edge in size)
+        ):
+            raise ValueError(
+                f'ffn.seed_voxel_size_nm is {size!r}: must be three positive lengths in zyx '
+                'order, or null to measure in voxels'
+            )
+
+    def _check_probabilities(self) -> None:
+        for name in ('init_activation', 'pad_value', 'move_threshold', 'segment_threshold'):
+            value = getattr(self, name)
+            if not 0 < value < 1:
+                raise ValueError(
+                    f'ffn.{name} is {value!r}: must lie in (0, 1); it is a probability, not a '
+                    'logit or a percentage'
+                )
+        if self.init_activation < self.move_threshold:
+            raise ValueError(
+                f'ffn.init_activation is {self.init_activation}: must reach ffn.move_threshold '
+                f'({self.move_threshold}), or no seed is ever flooded; raise the one or lower '
+                'the other'
+            )
+        if self.pad_value >= self.init_activation:
+            raise ValueError(
+                f'ffn.pad_value is {self.pad_value}: must be less than ffn.init_activation '
+                f'({self.init_activation}), or the seed does not stand out; lower it'
+            )
+        disco = self.disco_seed_threshold
+        if disco is not None and not 0 <= disco < 1:
+            raise ValueError(
+                f'ffn.disco_seed_threshold is {disco!r}: must lie in [0, 1), or be null for off'
+            )

@@ -1,0 +1,137 @@
+"""Small files (manifests, markers, rows, reports) on a local disk or in a bucket.
+
+Bulk arrays do not pass through here: they belong to `h01_beam.volume`. Paths are local
+paths, `file://` or `gs://bucket/key` URLs. Writes are atomic on both: a reader sees the old
+file, or the new one, never a part of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` names an object in a bucket."""
+    return path.startswith('gs://')
+
+
+def local_path(path: str) -> Path:
+    """A local path, with an optional `file://` prefix taken off."""
+    return Path(path.removeprefix('file://'))
+
+
+def join(base: str, *parts: str) -> str:
+    """Joins path parts with single slashes."""
+    return '/'.join([base.rstrip('/'), *(part.strip('/') for part in parts)])
+
+
+def read_bytes(path: str) -> bytes:
+    """Reads a whole file.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    if not is_remote(path):
+        return local_path(path).read_bytes()
+    from google.api_core import exceptions
+
+    try:
+        data: bytes = _blob(path).download_as_bytes()
+        return data
+    except exceptions.NotFound:
+        raise FileNotFoundError(errno.ENOENT, 'no such object', path) from None
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a whole file atomically, making parent folders as needed."""
+    if is_remote(path):
+        _blob(path).upload_from_string(data, content_type='application/octet-stream')
+        return
+    target = local_path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f'.{target.name}.')
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            file.write(data)
+        # mkstemp makes files that only their owner reads; a result is like any other file.
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, target)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def exists(path: str) -> bool:
+    """Whether a file is there."""
+    if is_remote(path):
+        return bool(_blob(path).exists())
+    return local_path(path).exists()
+
+
+def list_files(prefix: str, suffix: str = '') -> Iterator[str]:
+    """Paths of all files below a folder (any depth), sorted, with their names ending in `suffix`.
+
+    A folder that does not exist has no files.
+    """
+    if is_remote(prefix):
+        bucket, _, key = prefix.removeprefix('gs://').partition('/')
+        for blob in _client().list_blobs(bucket, prefix=key.rstrip('/') + '/'):
+            if blob.name.endswith(suffix):
+                yield f'gs://{bucket}/{blob.name}'
+        return
+    for folder, folders, files in os.walk(local_path(prefix)):
+        folders.sort()
+        for name in sorted(files):
+            # Names that start with a dot are writes in progress (see `write_bytes`).
+            if name.endswith(suffix) and not name.startswith('.'):
+                yield join(folder, name)
+
+
+def check_writable(folder: str) -> None:
+    """Raises before any work starts when nothing can be written to `folder`."""
+    try:
+        if not is_remote(folder):
+            local_path(folder).mkdir(parents=True, exist_ok=True)
+        write_bytes(join(folder, 'write_probe'), b'')
+        _delete(join(folder, 'write_probe'))
+    except Exception as error:
+        raise PermissionError(
+            f'run_dir is {folder!r}: cannot write there ({type(error).__name__}: {error}); '
+            'choose a folder or bucket you may write to, or mend its permissions'
+        ) from error
+
+
+def _delete(path: str) -> None:
+    if is_remote(path):
+        _blob(path).delete()
+    else:
+        local_path(path).unlink()
+
+
+@functools.cache
+def _umask() -> int:
+    # The only way to read the umask is to set it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@functools.cache
+def _client() -> Any:
+    # Imported late: local runs need no cloud libraries in memory.
+    from google.cloud import storage
+
+    if os.environ.get('STORAGE_EMULATOR_HOST'):
+        return storage.Client.create_anonymous_client()
+    return storage.Client()
+
+
+def _blob(path: str) -> Any:
+    bucket, _, key = path.removeprefix('gs://').partition('/')
+    return _client().bucket(bucket).blob(key)

@@ -1,0 +1,1 @@
+"""Synthetic volumes with truth, for tests and demonstrations."""

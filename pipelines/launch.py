@@ -1,0 +1,187 @@
+"""What every script here shares: flags, configuration, launch, progress, report, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import apache_beam as beam
+from absl import flags as absl_flags
+from absl import logging
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+
+from h01_beam import storage
+from h01_beam.progress import LedgerProgress, count_done
+from h01_beam.run import Resources, Run
+
+# Exit codes: 2 for what the user can mend before any work starts, 1 for a run that failed.
+BAD_INPUT, FAILED = 2, 1
+BEAM_CHATTER = ('No semi_persistent_directory found', 'Discarding unparseable args')
+
+
+def parser(doc: str, *, config: bool = True, run_dir: bool = True) -> argparse.ArgumentParser:
+    """The flags that all scripts share.
+
+    Args:
+      doc: the script's docstring; its first line and its examples become the help.
+      config: whether the script reads a YAML file.
+      run_dir: whether the script needs a run directory.
+    """
+    result = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    if config:
+        result.add_argument('--config', required=True, help='YAML file; see pipelines/configs/')
+        result.add_argument(
+            '--set', action='append', default=[], metavar='KEY=VALUE', help='overrides one key'
+        )
+    if run_dir:
+        result.add_argument('--run_dir', required=True, help='local folder or gs:// URL')
+    result.add_argument('--dry_run', action='store_true', help='print the plan, write nothing')
+    result.add_argument(
+        '--worker_memory_gib', type=float, help='memory of a remote worker, for checks (default 16)'
+    )
+    return result
+
+
+def parse(flags: argparse.ArgumentParser) -> Callable[[Sequence[str]], argparse.Namespace]:
+    """For `absl.app.run(main, flags_parser=...)`: unknown flags are left to Beam."""
+
+    def flags_parser(argv: Sequence[str]) -> argparse.Namespace:
+        # absl has no flags of ours, but insists that its own be parsed.
+        absl_flags.FLAGS(argv[:1])
+        args, args.beam = flags.parse_known_args(argv[1:])
+        logging.use_absl_handler()
+        logging.get_absl_handler().addFilter(_not_beam_chatter)
+        logging.set_verbosity(logging.INFO if os.environ.get('H01_BEAM_VERBOSE') else logging.WARNING)
+        return args
+
+    return flags_parser
+
+
+def execute(
+    args: argparse.Namespace,
+    run_dir: str,
+    build: Callable[[Any, Run], Any],
+    finish: Callable[[Run], None] | None = None,
+) -> int:
+    """Builds the pipeline, checks it, runs it, and says where the results are.
+
+    Args:
+      args: parsed flags.
+      run_dir: the run directory.
+      build: adds all stages to the pipeline; raises before launch on bad input.
+      finish: called after success, with progress over; prints what the user wants to know.
+
+    Returns:
+      the process's exit code.
+    """
+    try:
+        options = beam_options(args.beam)
+        run = Run(run_dir, _resources(args, options), dry_run=args.dry_run)
+        pipeline = beam.Pipeline(options=options)
+        build(pipeline, run)
+    except (ValueError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return BAD_INPUT
+    if args.dry_run:
+        print(describe_plan(run))
+        return 0
+    try:
+        with LedgerProgress(run.plans):
+            result = pipeline.run()
+            if not _is_template(args.beam):
+                result.wait_until_finish()
+    except Exception as error:
+        logging.debug('pipeline failed', exc_info=True)
+        print(f'error: {_root_cause(error)}', file=sys.stderr)
+        print('Finished blocks are kept: give the same command to go on.', file=sys.stderr)
+        return FAILED
+    if finish and not _is_template(args.beam):
+        finish(run)
+    return 0
+
+
+def beam_options(flags: Sequence[str]) -> PipelineOptions:
+    """Beam's options; DirectRunner with one worker process per core unless told otherwise.
+
+    Raises:
+      ValueError: a flag that neither we nor Beam know, for example a misspelt one.
+    """
+    options = PipelineOptions(list(flags))
+    unknown = [f for f in flags if f.startswith('--') and not _beam_knows(options, f)]
+    if unknown:
+        raise ValueError(f'unknown flag {unknown[0]!r}: see --help, and Beam\'s pipeline options')
+    standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)
+    if standard.runner in (None, 'DirectRunner'):
+        standard.runner = 'DirectRunner'
+        if not any(f.startswith('--direct_num_workers') for f in flags):
+            direct.direct_num_workers = os.cpu_count() or 1
+        if direct.direct_num_workers == 0:
+            direct.direct_num_workers = os.cpu_count() or 1
+        if not any(f.startswith('--direct_running_mode') for f in flags):
+            many = direct.direct_num_workers > 1
+            direct.direct_running_mode = 'multi_processing' if many else 'in_memory'
+    return options
+
+
+def describe_plan(run: Run) -> str:
+    """The plan as a table: blocks done and left, bytes, memory per worker."""
+    lines = [f'{"stage":<28}{"blocks":>10}{"done":>10}{"reads":>12}{"writes":>12}{"memory":>12}']
+    for plan in run.plans:
+        done = count_done(plan, float('inf'))
+        lines.append(
+            f'{plan.name:<28}{plan.blocks:>10,}{done:>10,}{_gib(plan.read_bytes):>12}'
+            f'{_gib(plan.write_bytes):>12}{_gib(plan.memory_bytes):>12}'
+        )
+    limit = _gib(run.resources.memory_bytes_per_worker)
+    lines.append(f'{run.resources.workers} workers of {limit} each; nothing was written.')
+    return '\n'.join(lines)
+
+
+def read_report(run: Run) -> dict[str, Any]:
+    """report.json of a finished run."""
+    content: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run.path, 'report.json')))
+    return content
+
+
+def _resources(args: argparse.Namespace, options: PipelineOptions) -> Resources:
+    if options.view_as(StandardOptions).runner == 'DirectRunner':
+        return Resources.local(options.view_as(DirectOptions).direct_num_workers)
+    return Resources(1, int((args.worker_memory_gib or 16) * 2**30))
+
+
+def _not_beam_chatter(record: Any) -> bool:
+    """Drops what Beam says at every start of a worker process and no user can act on."""
+    text = record.getMessage()
+    return not any(chatter in text for chatter in BEAM_CHATTER)
+
+
+def _is_template(flags: Sequence[str]) -> bool:
+    return any(flag.startswith('--template_location') for flag in flags)
+
+
+def _beam_knows(options: PipelineOptions, flag: str) -> bool:
+    name = flag[2:].partition('=')[0]
+    known = options.get_all_options(retain_unknown_options=False)
+    return name in known or name.removeprefix('no_') in known
+
+
+def _root_cause(error: BaseException) -> str:
+    """The line that says what went wrong, out of Beam's nested tracebacks."""
+    text = str(error)
+    found = re.findall(r'^(?:[\w.]*\.)?(?:BlockError|\w*Error): (.*?)(?: \[while running|$)', text, re.M)
+    return found[-1] if found else f'{type(error).__name__}: {text[-2000:]}'
+
+
+def _gib(size: float) -> str:
+    for unit in ('B', 'KiB', 'MiB', 'GiB', 'TiB'):
+        if size < 1024:
+            return f'{size:.1f} {unit}'
+        size /= 1024
+    return f'{size:.1f} PiB'
