@@ -34,9 +34,11 @@ format: $(INSTALLED)  ## Format the code and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Beam requires one google-apitools before Python 3.13 and another from there on.
 lock:  ## Resolve setup.py afresh and write the tested versions to constraints.txt
 	rm -rf $(VENV) && $(MAKE) install CONSTRAINTS=
-	{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable; } > $(VENV)/pins
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | \
+	  sed 's/^google-apitools==.*/&; python_version < "3.13"/'; } > $(VENV)/pins
 	mv $(VENV)/pins constraints.txt
 
 clean:  ## Remove the environment and all caches

@@ -36,7 +36,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from h01_beam import config as config_lib
 from h01_beam import plan, report, storage, tables
 from h01_beam.geometry import Block, BlockGrid, BoundingBox
-from h01_beam.plan import Read, Write
+from h01_beam.plan import BlockResult, Read, Write
 from h01_beam.run import (
     Ledger,
     Marker,
@@ -49,22 +49,6 @@ from h01_beam.volume import Volume, VolumeSpec
 
 # Block numbers travel in ranges of this many; a range is one element of the initial Create.
 RANGE = 4096
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockResult:
-    """What a block's function returns.
-
-    Attributes:
-      arrays: by name of the write: an array over the written region, or over the block's read
-        box, which is then cropped to it.
-      rows: by name of the table.
-      metrics: numbers to add up over blocks (`peak_*`: to take the maximum of).
-    """
-
-    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    rows: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
-    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class BlockError(RuntimeError):
@@ -154,7 +138,7 @@ class MapBlocks(beam.PTransform):
             start = start | 'Wait' >> beam.WaitOn(*self._after)
         done = (
             start
-            | 'Blocks' >> beam.FlatMap(_expand_range)
+            | 'Blocks' >> beam.FlatMap(expand_range)
             | 'Spread' >> beam.Reshuffle()
             | 'Process' >> beam.ParDo(self._process)
         )
@@ -339,7 +323,8 @@ class _ProcessBlocks(beam.DoFn):
         return rows
 
 
-def _expand_range(bounds: tuple[int, int]) -> Iterator[int]:
+def expand_range(bounds: tuple[int, int]) -> Iterator[int]:
+    """Block numbers of a range (first, one past the last)."""
     yield from range(*bounds)
 
 

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from h01_beam.geometry import Block, BlockGrid, BoundingBox, CoreBox, ReadBox, Triple
 from h01_beam.run import Run, StagePlan, StageRecord
 from h01_beam.volume import VolumeSpec
@@ -37,6 +39,22 @@ class Write:
     spec: VolumeSpec
     region: Region = CoreBox()
     reach: Triple = (0, 0, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockResult:
+    """What a block's function returns.
+
+    Attributes:
+      arrays: by name of the write: an array over the written region, or over the block's read
+        box, which is then cropped to it.
+      rows: by name of the table.
+      metrics: numbers to add up over blocks (`peak_*`: to take the maximum of).
+    """
+
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def plan_stage(

@@ -49,6 +49,16 @@ def parser(doc: str, *, config: bool = True, run_dir: bool = True) -> argparse.A
     return result
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """For argparse: comma-separated numbers, as in 30,8,8."""
+    return tuple(float(part) for part in text.split(','))
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """For argparse: comma-separated integers, as in 64,64,64."""
+    return tuple(int(part) for part in text.split(','))
+
+
 def parse(flags: argparse.ArgumentParser) -> Callable[[Sequence[str]], argparse.Namespace]:
     """For `absl.app.run(main, flags_parser=...)`: unknown flags are left to Beam."""
 

@@ -135,3 +135,8 @@ def _wait_until_up(address: str, process: subprocess.Popen[bytes], limit_s: floa
                 return
         time.sleep(0.05)
     raise TimeoutError(f'the bucket emulator did not answer at {address} within {limit_s} s')
+
+
+if __name__ == '__main__':
+    # Bazel's py_test: the arguments are test files.
+    sys.exit(pytest.main(sys.argv[1:]))

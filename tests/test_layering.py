@@ -70,13 +70,14 @@ RULES = (
         reason='the library knows neither its scripts nor its tests',
     ),
     Rule(
-        packages=('h01_beam.volume', 'h01_beam.blockwise', 'h01_beam.run', 'h01_beam.models'),
-        within=('h01_beam/*/*.py', 'h01_beam/geometry.py'),
-        allowed=(
-            'h01_beam/*/stage.py',
-            'h01_beam/agglomeration/components.py',
-            'h01_beam/testing/*',
+        # The array functions and specs of volume.py are pure; opening a Volume is not.
+        packages=(
+            'h01_beam.blockwise',
+            'h01_beam.run',
+            'h01_beam.volume.Volume',
         ),
+        within=('h01_beam/*/*.py', 'h01_beam/geometry.py'),
+        allowed=BEAM_FILES,
         reason='modules of a stage are numpy in, numpy out; stage.py connects them to volumes',
     ),
 )
@@ -123,7 +124,7 @@ def test_imports_keep_the_layers(repository):
     [
         ('h01_beam/geometry.py', 'import apache_beam as beam', 'apache_beam'),
         ('h01_beam/run.py', 'import tensorstore as ts', 'tensorstore'),
-        ('h01_beam/imaging/masks.py', 'from h01_beam import volume', 'h01_beam.volume'),
+        ('h01_beam/imaging/masks.py', 'from h01_beam import run', 'h01_beam.run'),
         ('h01_beam/imaging/masks.py', 'from ..volume import Volume', 'h01_beam.volume.Volume'),
         ('h01_beam/imaging/masks.py', 'def f():\n  from tensorflow.io import gfile', 'tensorflow'),
         ('h01_beam/imaging/stage.py', 'from models.ffn import network', 'models.ffn'),
@@ -143,7 +144,7 @@ def test_a_broken_layer_is_found(tmp_path, path, source, expected):
 def test_allowed_imports_pass(tmp_path):
     allowed = {
         'h01_beam/imaging/stage.py': 'import apache_beam\nfrom h01_beam import volume, blockwise',
-        'h01_beam/imaging/masks.py': 'import numpy\nfrom h01_beam.geometry import BoundingBox',
+        'h01_beam/imaging/masks.py': 'import numpy\nfrom h01_beam.volume import VolumeSpec',
         'h01_beam/volume.py': 'import tensorstore as ts',
         'h01_beam/models.py': 'import keras, tensorflow',
         'models/ffn/train.py': 'import keras\nfrom models.ffn import network',

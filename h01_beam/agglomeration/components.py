@@ -27,7 +27,8 @@ id flows back along the claims, one shuffle per round:
 
     partitions of round r+1  --answers-->  partitions of round r  -- ... -->  (node, root)
 
-Every element between steps is `(key, bytes)`: columns of uint64 behind a short header.
+Every element between steps is `(key, bytes)`: columns of uint64 behind a short header. Rows only
+fall, and partitions fall with them, so late rounds send few messages.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from h01_beam.agglomeration.messages import Message, columns_of, unpack_all
 
 METRICS = 'connected_components'
 DEFAULT_SHARD_ROWS = 1 << 20
+BYTES_PER_ROW = 200  # of one step, most; tested
 
 Keyed: TypeAlias = tuple[int, bytes]
 
@@ -60,17 +62,11 @@ _STATE = 3  # (node), (position in chosen of its replacement), (chosen): differe
 _REQUEST = 4  # (position in node); source: the partition that wants the roots of these nodes
 _ANSWER = 5  # (node, root)
 
-_OFFERS, _SHARDS, _LINKS, _CLAIMS, _STATES, _ANSWERS = (
-    'offers',
-    'shards',
-    'links',
-    'claims',
-    'states',
-    'answers',
-)
+_OFFERS, _SHARDS, _LINKS = 'offers', 'shards', 'links'
+_CLAIMS, _STATES, _ANSWERS = 'claims', 'states', 'answers'
 
 
-class ConnectedComponents(beam.PTransform):  # type: ignore[misc]
+class ConnectedComponents(beam.PTransform):
     """Labels every node of a graph with the smallest id of its connected component.
 
     Input: edges, a PCollection of columnar batches: a mapping (or a pyarrow RecordBatch) with
@@ -145,16 +141,17 @@ class ConnectedComponents(beam.PTransform):  # type: ignore[misc]
         step = edges | 'Contract' >> beam.ParDo(
             _Contract(self.partitions, self.shard_rows)
         ).with_outputs(_SHARDS, main=_OFFERS)
-        messages = (step[_OFFERS],)
+        messages: tuple[beam.PCollection, ...] = (step[_OFFERS],)
         for round_ in range(self.rounds):
+            shards = beam.pvalue.AsList(step[_SHARDS])
             elected = (
                 messages
                 | f'FlattenOffers{round_}' >> beam.Flatten()
                 | f'GroupOffers{round_}' >> beam.GroupByKey()
                 | f'Elect{round_}'
                 >> beam.ParDo(
-                    _Elect(self.partitions, self.shard_rows, round_, last=round_ == self.rounds - 1),
-                    beam.pvalue.AsList(step[_SHARDS]),
+                    _Elect(self.partitions, self.shard_rows, round_, round_ == self.rounds - 1),
+                    shards,
                 ).with_outputs(_CLAIMS, _STATES, _ANSWERS, main=_LINKS)
             )
             states.append(elected[_STATES])
@@ -165,9 +162,9 @@ class ConnectedComponents(beam.PTransform):  # type: ignore[misc]
                 elected[_LINKS]
                 | f'GroupLinks{round_}' >> beam.GroupByKey()
                 | f'Merge{round_}'
-                >> beam.ParDo(_Merge(self.partitions, round_ + 1)).with_outputs(
-                    _SHARDS, main=_OFFERS
-                )
+                >> beam.ParDo(
+                    _Merge(self.partitions, self.shard_rows, round_ + 1), shards
+                ).with_outputs(_SHARDS, main=_OFFERS)
             )
             messages = (step[_OFFERS], elected[_CLAIMS])
         return states, answers
@@ -183,7 +180,7 @@ def rounds_bound(rows: int, shard_rows: int) -> int:
     return 5 + math.ceil(math.log(2 * excess, 1.5) + math.log2(excess) / 2)
 
 
-class _Contract(beam.DoFn):  # type: ignore[misc]
+class _Contract(beam.DoFn):
     """Step 1 of round 0: joins batches of edges, contracts them and offers their nodes."""
 
     def __init__(self, partitions: int, shard_rows: int) -> None:
@@ -233,7 +230,8 @@ def _end(batch: Mapping[str, Any], name: str) -> Ids:
     column: NDArray[Any] = np.asarray(batch[name])
     if column.dtype != np.uint64 or column.ndim != 1:
         raise ValueError(
-            f'edges: column {name} is {column.dtype} of {column.ndim} dimensions: must be uint64 of one'
+            f'edges: column {name} is {column.dtype} of shape {column.shape}: must be uint64 of '
+            'shape (n,)'
         )
     if column.size and not column.all():
         raise ValueError(
@@ -256,7 +254,7 @@ def _offer(
     yield beam.pvalue.TaggedOutput(_SHARDS, (shard, len(node)))
 
 
-class _Elect(beam.DoFn):  # type: ignore[misc]
+class _Elect(beam.DoFn):
     """Step 2: replaces every node of a partition by the best offer it has got."""
 
     def __init__(self, partitions: int, shard_rows: int, round_: int, last: bool) -> None:
@@ -284,15 +282,23 @@ class _Elect(beam.DoFn):  # type: ignore[misc]
         root = contraction.smallest(least, claim, table.size) if self._round else table
         yield from self._settle(messages, claim, live, table, root, partition)
         if row.size:
-            self._live.inc(int(np.count_nonzero(live)))
-            chosen, of_live = contraction.elect(
-                (np.cumsum(live) - 1)[row], offer, int(np.count_nonzero(live)), self._round
-            )
-            yield from self._claim(chosen, of_live, root[live], partition)
+            rank = np.cumsum(live) - 1
+            nodes = int(rank[-1]) + 1
+            self._live.inc(nodes)
+            chosen, of_live = contraction.elect(rank[row], offer, nodes, self._round)
             yield self._state(partition, table[live], of_live, chosen)
-            of_table = np.zeros(table.size, np.int64)
-            of_table[live] = of_live
-            yield from self._link(messages, chosen[of_table[row]], offer, shards)
+            least = contraction.smallest(root[live], of_live, chosen.size)
+            yield from self._claim(chosen, least, partition, shards)
+            yield from self._link(messages, chosen[of_live[rank[row]]], offer, shards)
+
+    def _claim(
+        self, chosen: Ids, least: Ids, partition: int, shards: list[tuple[int, int]]
+    ) -> Iterator[beam.pvalue.TaggedOutput]:
+        partitions = contraction.next_partitions(shards, self._partitions, self._shard_rows)
+        keys = contraction.partition_of(chosen, partitions)
+        for key, columns in contraction.split(keys, chosen, least):
+            claim = Message(_CLAIM, partition, columns)
+            yield beam.pvalue.TaggedOutput(_CLAIMS, (key, claim.pack()))
 
     def _settle(
         self,
@@ -319,15 +325,6 @@ class _Elect(beam.DoFn):  # type: ignore[misc]
             if waits.any():
                 request = Message(_REQUEST, message.source, (rank[nodes[waits]],))
                 yield beam.pvalue.TaggedOutput(_STATES, (partition, request.pack()))
-
-    def _claim(
-        self, chosen: Ids, of_live: Indices, root: Ids, partition: int
-    ) -> Iterator[beam.pvalue.TaggedOutput]:
-        least = contraction.smallest(root, of_live, chosen.size)
-        keys = contraction.partition_of(chosen, self._partitions)
-        for key, columns in contraction.split(keys, chosen, least):
-            claim = Message(_CLAIM, partition, columns)
-            yield beam.pvalue.TaggedOutput(_CLAIMS, (key, claim.pack()))
 
     @staticmethod
     def _state(
@@ -359,23 +356,26 @@ class _Elect(beam.DoFn):  # type: ignore[misc]
             yield shard, Message(_LINK, 0, columns).pack()
 
 
-class _Merge(beam.DoFn):  # type: ignore[misc]
+class _Merge(beam.DoFn):
     """Step 3, and step 1 of the next round: unites the groups of a shard, offers their nodes.
 
     Groups of several shards may have the same name, the priority of one of their nodes. They
     share that node, so uniting them is right.
     """
 
-    def __init__(self, partitions: int, next_round: int) -> None:
-        self._partitions, self._round = partitions, next_round
+    def __init__(self, partitions: int, shard_rows: int, next_round: int) -> None:
+        self._partitions, self._shard_rows, self._round = partitions, shard_rows, next_round
 
-    def process(self, keyed: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
+    def process(
+        self, keyed: tuple[int, Iterable[bytes]], shards: list[tuple[int, int]]
+    ) -> Iterator[Any]:
         messages = unpack_all(keyed[1])
         node, group = contraction.merge_groups(*columns_of(messages, _LINK, 2))
-        yield from _offer(node, group, keyed[0], self._partitions, self._round)
+        partitions = contraction.next_partitions(shards, self._partitions, self._shard_rows)
+        yield from _offer(node, group, keyed[0], partitions, self._round)
 
 
-class _Resolve(beam.DoFn):  # type: ignore[misc]
+class _Resolve(beam.DoFn):
     """The way back: gives the nodes of a partition the roots of the nodes that replaced them."""
 
     def __init__(self, final: bool) -> None:
@@ -388,8 +388,8 @@ class _Resolve(beam.DoFn):  # type: ignore[misc]
         order = np.argsort(answered)
         if not np.array_equal(answered[order], chosen):
             raise RuntimeError(
-                f'connected components: partition {partition} asked for {chosen.size} roots and got '
-                f'{answered.size}: the shuffle lost or repeated messages'
+                f'connected components: partition {partition} asked for {chosen.size} roots and '
+                f'got {answered.size}: the shuffle lost or repeated messages'
             )
         root = root[order][of_node.view(np.int64)]
         if self._final:

@@ -18,7 +18,7 @@ All ids are uint64 and 0 (unlabelled) is never a node.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ def partition_of(ids: Ids, partitions: int) -> Indices:
     return (high * np.uint64(partitions) >> np.uint64(32)).astype(np.int64)
 
 
-def split(keys: Indices, *columns: NDArray[np.generic]) -> Iterable[tuple[int, tuple[Ids, ...]]]:
+def split(keys: Indices, *columns: Ids) -> Iterator[tuple[int, tuple[Ids, ...]]]:
     """Yields (key, rows of the columns with that key), by ascending key, rows in their order."""
     if not keys.size:
         return
@@ -160,6 +160,15 @@ def elect(node: Indices, candidate: Ids, length: int, round_: int) -> tuple[Ids,
     """
     best = smallest(candidate, node, length)
     return np.unique(from_priority(best, round_), return_inverse=True)
+
+
+def next_partitions(shards: Iterable[tuple[int, int]], partitions: int, capacity: int) -> int:
+    """Partitions for the round after the one in which the shards hold so many rows.
+
+    Neither the rows nor the nodes of a graph grow from one round to the next, so twice the rows
+    bound what the next round's partitions receive.
+    """
+    return max(1, min(partitions, -(-2 * sum(rows for _, rows in shards) // capacity)))
 
 
 def pack_shards(shards: Iterable[tuple[int, int]], capacity: int) -> dict[int, int]:

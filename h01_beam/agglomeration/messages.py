@@ -37,10 +37,13 @@ class Message:
     @classmethod
     def unpack(cls, data: bytes) -> Message:
         words = np.frombuffer(data, np.uint64)
-        kind, source, count = (int(word) for word in words[:_FIXED_WORDS])
+        kind, source, count = words[:_FIXED_WORDS].tolist()
         start = _FIXED_WORDS + count
-        ends = start + np.cumsum(words[_FIXED_WORDS:start].astype(np.int64))
-        return cls(kind, source, tuple(np.split(words, [start, *ends])[1:-1]))
+        columns = []
+        for length in words[_FIXED_WORDS:start].tolist():
+            columns.append(words[start : start + length])
+            start += length
+        return cls(kind, source, tuple(columns))
 
     @property
     def rows(self) -> int:

@@ -40,17 +40,17 @@ class Overlaps:
     voxels: Counts
 
     def __len__(self) -> int:
-        """Return the number of rows."""
+        """Returns the number of rows."""
         return len(self.voxels)
 
     @classmethod
     def empty(cls) -> Overlaps:
-        """Return the table without rows, the neutral element of `merge_rows`."""
+        """Returns the table without rows, the neutral element of `merge_rows`."""
         return cls(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64))
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any]) -> Overlaps:
-        """Return the table held in a mapping of equally long columns; see `columns`."""
+        """Returns the table held in a mapping of equally long columns; see `columns`."""
         return cls(
             np.asarray(columns['segment'], np.uint64),
             np.asarray(columns['truth'], np.uint64),
@@ -58,16 +58,16 @@ class Overlaps:
         )
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """Return the columns by name, as they travel and are stored."""
+        """Returns the columns by name, as they travel and are stored."""
         return {'segment': self.segment, 'truth': self.truth, 'voxels': self.voxels}
 
     def take(self, rows: NDArray[Any]) -> Overlaps:
-        """Return the rows chosen by an index or boolean array."""
+        """Returns the rows chosen by an index or boolean array."""
         return Overlaps(self.segment[rows], self.truth[rows], self.voxels[rows])
 
 
 def check_labels(name: str, labels: NDArray[Any]) -> None:
-    """Raise TypeError or ValueError unless `labels` holds non-negative integers."""
+    """Raises TypeError or ValueError unless `labels` holds non-negative integers."""
     if labels.dtype.kind not in 'ui':
         raise TypeError(
             f'{name} has dtype {labels.dtype}: labels must be integers; '
@@ -81,7 +81,7 @@ def check_labels(name: str, labels: NDArray[Any]) -> None:
 
 
 def count_overlaps(segmentation: NDArray[Any], truth: NDArray[Any]) -> Overlaps:
-    """Return the contingency rows of one block, sorted by truth, then segment.
+    """Returns the contingency rows of one block, sorted by truth, then segment.
 
     Labels come in runs along x, so the voxels are first contracted to runs (a tenth of them, in
     dense neuropil) and only the runs are counted.
@@ -111,7 +111,7 @@ def count_overlaps(segmentation: NDArray[Any], truth: NDArray[Any]) -> Overlaps:
 def _contract_runs(
     segmentation: NDArray[Any], truth: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any], Counts]:
-    """Return the labels and lengths of the runs over which both arrays are constant."""
+    """Returns the labels and lengths of the runs over which both arrays are constant."""
     starts_run = np.empty(truth.size, bool)
     starts_run[0] = True
     np.not_equal(segmentation[1:], segmentation[:-1], out=starts_run[1:])
@@ -121,7 +121,7 @@ def _contract_runs(
 
 
 def _sum_pairs(segments: NDArray[Any], truths: NDArray[Any], voxels: Counts) -> Overlaps:
-    """Return one row per pair, with its voxels summed, sorted by truth, then segment."""
+    """Returns one row per pair, with its voxels summed, sorted by truth, then segment."""
     if len(voxels) == 0:
         return Overlaps.empty()
     segment_ids, segment_index = fastremap.unique(
@@ -142,11 +142,13 @@ def _sum_pairs(segments: NDArray[Any], truths: NDArray[Any], voxels: Counts) -> 
         first = np.flatnonzero(np.diff(pair, prepend=-1))
         counts = np.add.reduceat(voxels[order], first)
         pair = pair[first]
-    return Overlaps(segment_ids[pair % len(segment_ids)], truth_ids[pair // len(segment_ids)], counts)
+    return Overlaps(
+        segment_ids[pair % len(segment_ids)], truth_ids[pair // len(segment_ids)], counts
+    )
 
 
 def merge_rows(batches: Iterable[Overlaps]) -> Overlaps:
-    """Return the sum of contingency tables: associative, commutative and compact.
+    """Returns the sum of contingency tables: associative, commutative and compact.
 
     The result has one row per pair, sorted by truth, then segment, whatever the order and the
     grouping of the batches.
@@ -164,18 +166,22 @@ def merge_rows(batches: Iterable[Overlaps]) -> Overlaps:
 def partition_rows(
     rows: Overlaps, column: Column, partitions: int
 ) -> Iterator[tuple[int, Overlaps]]:
-    """Yield (partition, rows) so that all rows of one id of `column` share a partition.
-
-    Ids are mixed first (the finalizer of SplitMix64, Steele et al. 2014), because ids made from a
-    block index and a local id are far from evenly spread.
-    """
+    """Yields (partition, rows) so that all rows of one id of `column` share a partition."""
     if partitions < 1:
         raise ValueError(f'partitions is {partitions}: must be at least 1')
-    mixed = getattr(rows, column).copy()
+    key = mix_ids(getattr(rows, column)) % np.uint64(partitions)
+    for partition in np.unique(key):
+        yield int(partition), rows.take(key == partition)
+
+
+def mix_ids(ids: Ids) -> Ids:
+    """Returns ids hashed to even spread: (n,) uint64.
+
+    Ids made from a block index and a local id are far from evenly spread. The hash is the finalizer
+    of SplitMix64 (Steele et al., OOPSLA 2014).
+    """
+    mixed = ids.copy()
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed ^= mixed >> np.uint64(shift)
         mixed *= np.uint64(factor)
-    mixed ^= mixed >> np.uint64(31)
-    key = mixed % np.uint64(partitions)
-    for partition in np.unique(key):
-        yield int(partition), rows.take(key == partition)
+    return mixed ^ (mixed >> np.uint64(31))

@@ -8,7 +8,7 @@ are complete for its ids, so it can be made for each partition and the partition
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from h01_beam.evaluation.contingency import Column, Counts, Ids, Overlaps
 from h01_beam.evaluation.scores import nlogn, sum_by
+from h01_beam.geometry import BoundingBox
 
 Table = dict[str, NDArray[Any]]
 
 
 def tabulate_truths(rows: Overlaps, scored_voxels: int, min_fraction: float = 0.01) -> Table:
-    """Return one row per truth object, the most split first.
+    """Returns one row per truth object, the most split first.
 
     Args:
       rows: merged rows, complete for the truth ids in them.
@@ -55,12 +56,13 @@ def tabulate_truths(rows: Overlaps, scored_voxels: int, min_fraction: float = 0.
 
 
 def tabulate_segments(rows: Overlaps, scored_voxels: int, min_fraction: float = 0.01) -> Table:
-    """Return one row per segment, the most merged first.
+    """Returns one row per segment, the most merged first.
 
     Args:
       rows: merged rows, complete for the segment ids in them.
-      scored_voxels, min_fraction: see `tabulate_truths`; fractions are of the segment's voxels
-        that have truth.
+      scored_voxels: as in `tabulate_truths`.
+      min_fraction: an object counts if it holds at least this fraction of the segment's voxels that
+        have truth.
 
     Returns:
       Columns segment, voxels, truths (that count), largest_truth, largest_fraction, voi_merge.
@@ -80,7 +82,7 @@ def tabulate_segments(rows: Overlaps, scored_voxels: int, min_fraction: float = 
 def _tabulate(
     rows: Overlaps, key: Column, other: Column, scored_voxels: int, min_fraction: float
 ) -> Table:
-    """Return ids, voxels, parts, largest, fraction and bits for each id of `key`."""
+    """Returns ids, voxels, parts, largest, fraction and bits for each id of `key`."""
     ids, others = getattr(rows, key), getattr(rows, other)
     # Largest part first within an id; equal parts by id, so that the table is reproducible.
     order = np.lexsort((others, -rows.voxels, ids))
@@ -114,8 +116,17 @@ def _sorted(table: Table, descending: str, ascending: str) -> Table:
     return {name: column[order] for name, column in table.items()}
 
 
-def merge_tables(tables: Iterable[Table], descending: str, ascending: str, rows: int) -> Table:
-    """Return the head of several tables of disjoint ids, for example one per partition."""
+def join_tables(
+    tables: Iterable[Table], descending: str, ascending: str, rows: int | None = None
+) -> Table:
+    """Returns the head of several tables of disjoint ids, for example one per partition.
+
+    Args:
+      tables: with the same columns; at least one.
+      descending: the column to sort by, greatest first.
+      ascending: the column that decides between equals.
+      rows: how many to keep; None keeps all.
+    """
     parts = list(tables)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {name: column[:rows] for name, column in _sorted(whole, descending, ascending).items()}
@@ -137,6 +148,11 @@ class PlaneParts:
     voxels: Counts
     sum_y: Counts
     sum_x: Counts
+
+
+_NO_PARTS = PlaneParts(
+    np.empty(0, np.uint64), np.empty(0, np.uint64), *(np.empty(0, np.int64) for _ in range(4))
+)
 
 
 def locate_parts(
@@ -164,10 +180,9 @@ def locate_parts(
 
 
 def merge_parts(batches: Iterable[PlaneParts]) -> PlaneParts:
-    """Return the sum of part tables, sorted: associative, commutative and compact."""
-    parts = list(batches)
-    names = ('target', 'other', 'section', 'voxels', 'sum_y', 'sum_x')
-    columns = [np.concatenate([getattr(part, name) for part in parts]) for name in names]
+    """Returns the sum of part tables, sorted: associative, commutative and compact."""
+    parts = [_NO_PARTS, *batches]
+    columns = [np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(PlaneParts)]
     if len(columns[0]) == 0:
         return PlaneParts(*columns)
     order = np.lexsort((columns[1], columns[2], columns[0]))
@@ -185,7 +200,7 @@ class View:
     Attributes:
       target: label of the object or segment.
       parts: other labels in this section, the largest first.
-      centre: zyx voxel between the two largest parts.
+      centre: zyx voxel in the middle of the second largest part.
     """
 
     target: int
@@ -194,7 +209,7 @@ class View:
 
 
 def choose_view(parts: PlaneParts, target: int) -> View:
-    """Return the section in which the target's error is the largest, and its centre there.
+    """Returns the section in which the target's error is the largest, and its centre there.
 
     The error of a section is its VOI contribution, counted over labelled voxels: largest where
     two large parts meet, zero where one label holds all of the target.
@@ -213,11 +228,28 @@ def choose_view(parts: PlaneParts, target: int) -> View:
     best = int(np.lexsort((sections, -total, -bits))[0])
     here = chosen[index == best]
     here = here[np.lexsort((parts.other[here], -parts.voxels[here]))]
-    two = here[:2]
-    centre_y = np.mean(parts.sum_y[two] / parts.voxels[two])
-    centre_x = np.mean(parts.sum_x[two] / parts.voxels[two])
+    # The largest part is what should be there; the second one is the error.
+    aim = here[:2][-1]
+    centre_y = round(parts.sum_y[aim] / parts.voxels[aim])
+    centre_x = round(parts.sum_x[aim] / parts.voxels[aim])
     return View(
         target=int(target),
         parts=tuple(int(other) for other in parts.other[here]),
-        centre=(int(sections[best]), int(round(centre_y)), int(round(centre_x))),
+        centre=(int(sections[best]), int(centre_y), int(centre_x)),
     )
+
+
+def crop_around(view: View, shape: tuple[int, int, int], bounds: BoundingBox) -> BoundingBox:
+    """Returns a box of one section about the view, moved into the bounds, no larger than them.
+
+    Args:
+      view: where to look.
+      shape: zyx; only y and x matter.
+      bounds: of the volume.
+    """
+    extent = (1, min(shape[1], bounds.shape[1]), min(shape[2], bounds.shape[2]))
+    z, y, x = (
+        min(max(c - n // 2, low), high - n)
+        for c, n, low, high in zip(view.centre, extent, bounds.start, bounds.end, strict=True)
+    )
+    return BoundingBox((z, y, x), extent)

@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from h01_beam.evaluation.contingency import Counts, Overlaps
+from h01_beam.evaluation.erl import RunLengths
 
 # f(n) is held as a fixed-point integer: sums are then exact, and so the scores are the same to the
 # last bit whatever the order of blocks and workers. Rounding costs at most 2**-33 bits a row.
@@ -63,7 +64,7 @@ class OverlapSums:
     truth_squares_all: int = 0
 
     def __add__(self, other: OverlapSums) -> OverlapSums:
-        """Return the sums over both operands' rows."""
+        """Returns the sums over both operands' rows."""
         return OverlapSums(
             **{
                 field.name: getattr(self, field.name) + getattr(other, field.name)
@@ -73,13 +74,13 @@ class OverlapSums:
 
 
 def nlogn(counts: Counts) -> NDArray[np.float64]:
-    """Return n log2 n in bits, float64; 0 where the count is 0."""
+    """Returns n log2 n in bits, float64; 0 where the count is 0."""
     values = counts.astype(np.float64)
     return values * np.log2(np.maximum(values, 1.0))
 
 
 def _sum_nlogn(counts: Counts) -> int:
-    """Return the sum of n log2 n in units of 2**-32 bits."""
+    """Returns the sum of n log2 n in units of 2**-32 bits."""
     values = nlogn(counts)
     whole = np.floor(values)
     fraction = np.rint((values - whole) * 2.0**_FRACTION_BITS)
@@ -94,7 +95,7 @@ def _sum_squares(counts: Counts) -> int:
 
 
 def sum_by(ids: NDArray[np.uint64], voxels: Counts) -> tuple[NDArray[np.uint64], Counts]:
-    """Return the sorted unique ids and the voxels of each."""
+    """Returns the sorted unique ids and the voxels of each."""
     order = np.argsort(ids, kind='stable')
     ids = ids[order]
     first = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]]) if len(ids) else order
@@ -102,7 +103,7 @@ def sum_by(ids: NDArray[np.uint64], voxels: Counts) -> tuple[NDArray[np.uint64],
 
 
 def sum_truths(rows: Overlaps) -> OverlapSums:
-    """Return the joint and truth sums of merged rows that are complete for their truth ids."""
+    """Returns the joint and truth sums of merged rows that are complete for their truth ids."""
     labelled = rows.take(rows.segment != 0)
     _, in_segments = sum_by(labelled.truth, labelled.voxels)
     truths, in_all = sum_by(rows.truth, rows.voxels)
@@ -120,7 +121,7 @@ def sum_truths(rows: Overlaps) -> OverlapSums:
 
 
 def sum_segments(rows: Overlaps) -> OverlapSums:
-    """Return the segment sums of rows that are complete for their segment ids."""
+    """Returns the segment sums of rows that are complete for their segment ids."""
     labelled = rows.take(rows.segment != 0)
     segments, voxels = sum_by(labelled.segment, labelled.voxels)
     return OverlapSums(
@@ -140,6 +141,7 @@ class RegionScores:
       coverage: fraction of the voxels with truth that have a segment.
       erl_nm: expected run length, in nm.
       erl_attainable_nm: expected run length of the truth itself, in nm.
+      erl_fraction: the one over the other.
     """
 
     voi_split: float
@@ -150,25 +152,61 @@ class RegionScores:
     coverage: float
     erl_nm: float = math.nan
     erl_attainable_nm: float = math.nan
+    erl_fraction: float = math.nan
 
-    @property
-    def voi_sum(self) -> float:
-        """VOI split + merge, in bits."""
-        return self.voi_split + self.voi_merge
+    def with_runs(self, runs: RunLengths) -> RegionScores:
+        """Returns the same scores with those of skeletons of this region."""
+        whole = runs.attainable_nm
+        return replace(
+            self,
+            erl_nm=runs.erl_nm,
+            erl_attainable_nm=whole,
+            erl_fraction=runs.erl_nm / whole if whole > 0 else math.nan,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Scores of a segmentation against a truth, over both regions (see the module's text)."""
+    """Scores of a segmentation against a truth, over both regions (see the module's text).
+
+    Attributes:
+      foreground: over the voxels labelled in both.
+      all: over the voxels with truth.
+      truth_voxels: number of voxels with truth.
+      truth_objects: number of labels of the truth.
+      segments: number of segments where there is truth.
+      skeletons: what became of the edges of all truth skeletons, if they were measured.
+    """
 
     foreground: RegionScores
     all: RegionScores
     truth_voxels: int
     truth_objects: int
     segments: int
+    skeletons: RunLengths | None = None
+
+    def with_runs(self, foreground: RunLengths, whole: RunLengths) -> Scores:
+        """Returns the same scores with those of skeletons."""
+        return replace(
+            self,
+            foreground=self.foreground.with_runs(foreground),
+            all=self.all.with_runs(whole),
+            skeletons=whole,
+        )
+
+    def describe(self) -> str:
+        """Returns the foreground scores in one line."""
+        fore = self.foreground
+        text = (
+            f'VOI split {fore.voi_split:.3f}, merge {fore.voi_merge:.3f} bits   '
+            f'adapted Rand error {fore.adapted_rand_error:.3f}   coverage {fore.coverage:.1%}'
+        )
+        if not math.isnan(fore.erl_nm):
+            text += f'   ERL {fore.erl_nm / 1000:.2f} of {fore.erl_attainable_nm / 1000:.2f} µm'
+        return text
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers; None stands for a score that is not defined."""
+        """Returns plain numbers; None stands for a score that is not defined."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, dict):
@@ -179,12 +217,12 @@ class Scores:
         return result
 
     def to_json(self) -> str:
-        """Return `to_dict` as indented JSON, without NaN."""
+        """Returns `to_dict` as indented JSON, without NaN."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + '\n'
 
 
 def score(sums: OverlapSums) -> Scores:
-    """Return the scores of the sums of all partitions.
+    """Returns the scores of the sums of all partitions.
 
     Args:
       sums: the sum of `sum_truths` over all rows partitioned by truth, and of `sum_segments` over
@@ -231,7 +269,7 @@ def _score_region(
     square_sums: tuple[int, int, int],
     coverage: float,
 ) -> RegionScores:
-    """Return the scores from (joint, segment, truth) sums."""
+    """Returns the scores from (joint, segment, truth) sums."""
     if voxels == 0:
         nan = math.nan
         return RegionScores(
@@ -257,5 +295,5 @@ def _score_region(
 
 
 def score_overlaps(rows: Overlaps) -> Scores:
-    """Return the scores of one complete contingency table that fits in memory."""
+    """Returns the scores of one complete contingency table that fits in memory."""
     return score(sum_truths(rows) + sum_segments(rows))

@@ -1,4 +1,4 @@
-"""Beam stages over images: `downsample`, the reference that other stages copy."""
+"""Beam stages over images: ingest, and downsample, the reference that other stages copy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import apache_beam as beam
 from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid, CoreBox
 from h01_beam.imaging.downsample import DownsampleBlock, DownsampleConfig, pyramid_specs
+from h01_beam.imaging.ingest import ConvertBlock, IngestConfig, block_shape, output_spec
 from h01_beam.plan import Read
 from h01_beam.run import Run
 from h01_beam.volume import VolumeSpec
@@ -57,3 +58,19 @@ def build_downsample(
         )
         below = spec
     return done
+
+
+def build_ingest(
+    root: Any, source: VolumeSpec, output_uri: str, config: IngestConfig, run: Run
+) -> beam.PCollection:
+    """Adds the stage that copies a foreign volume into one that the pipelines can write to."""
+    spec = output_spec(source, output_uri, config)
+    return root | MapBlocks(
+        ConvertBlock(spec.dtype, config.grey_range),
+        stage='ingest',
+        reads={'source': Read(source, CoreBox())},
+        writes={'volume': spec},
+        grid=BlockGrid(spec.bounds, block_shape(spec)),
+        config=config,
+        run=run,
+    )

@@ -1,9 +1,9 @@
 """Skeletons of labelled objects by TEASAR, on voxel graphs.
 
-The method is TEASAR (Sato et al., Pacific Graphics 2000; refined by Bae et al., IEEE VIS 2018
-short papers): the longest geodesic gives a root; paths of least penalty, drawn to the middle of the object by its
-distance transform, join the farthest remaining voxel to the skeleton; a neighbourhood of each path
-is then taken off, until nothing remains. What differs here:
+The method is TEASAR (Sato et al., Pacific Graphics 2000; as used for neurons by Bae et al., Cell
+173, 2018): the longest geodesic gives a root; paths of least penalty, drawn to the middle of the
+object by its distance transform, join the farthest remaining voxel to the skeleton; a neighbourhood
+of each path is then taken off, until nothing remains. What differs here:
 
 * The neighbourhood is geodesic, not a ball, so that a path never takes off another branch of the
   same object across a membrane.
@@ -89,7 +89,7 @@ class Skeletons:
     voxel_size_nm: tuple[float, float, float]
 
     def __len__(self) -> int:
-        """Return the number of nodes."""
+        """Returns the number of nodes."""
         return len(self.nodes)
 
     @classmethod
@@ -101,7 +101,7 @@ class Skeletons:
         voxel_size_nm: tuple[float, float, float],
         radius_nm: Any = None,
     ) -> Skeletons:
-        """Return skeletons traced elsewhere, for example by hand.
+        """Returns skeletons traced elsewhere, for example by hand.
 
         Raises:
           ValueError: if shapes disagree, an edge names a missing node or joins two objects.
@@ -119,7 +119,9 @@ class Skeletons:
                 f'edges name nodes {edges.min()} to {edges.max()}: must lie in [0, {len(nodes)})'
             )
         if np.any(object_ids[edges[:, 0]] != object_ids[edges[:, 1]]):
-            raise ValueError('an edge joins nodes of two objects: object_ids must agree along edges')
+            raise ValueError(
+                'an edge joins nodes of two objects: object_ids must agree along edges'
+            )
         return cls(
             nodes=nodes,
             edges=edges,
@@ -129,16 +131,16 @@ class Skeletons:
         )
 
     def edge_lengths_nm(self) -> NDArray[np.float64]:
-        """Return the length of each edge, in nm."""
+        """Returns the length of each edge, in nm."""
         step = self.nodes[self.edges[:, 1]] - self.nodes[self.edges[:, 0]]
         return np.linalg.norm(step * np.asarray(self.voxel_size_nm), axis=1)
 
     def length_nm(self) -> float:
-        """Return the summed length of all edges, in nm."""
+        """Returns the summed length of all edges, in nm."""
         return float(self.edge_lengths_nm().sum())
 
     def trees(self) -> NDArray[np.int32]:
-        """Return the (n,) index of the connected skeleton that each node belongs to."""
+        """Returns the (n,) index of the connected skeleton that each node belongs to."""
         count = len(self.nodes)
         links = np.ones(len(self.edges), bool)
         graph = coo_array((links, (self.edges[:, 0], self.edges[:, 1])), shape=(count, count))
@@ -147,7 +149,7 @@ class Skeletons:
 
 
 def concatenate(parts: list[Skeletons], voxel_size_nm: tuple[float, float, float]) -> Skeletons:
-    """Return the skeletons of all parts as one table, in the order given."""
+    """Returns the skeletons of all parts as one table, in the order given."""
     offsets = np.cumsum([0, *(len(part) for part in parts)])
     return Skeletons(
         nodes=np.concatenate([np.empty((0, 3), np.int64), *(part.nodes for part in parts)]),
@@ -161,13 +163,31 @@ def concatenate(parts: list[Skeletons], voxel_size_nm: tuple[float, float, float
     )
 
 
+def sample_labels(
+    labels: NDArray[Any], start: tuple[int, int, int], nodes: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Returns which nodes lie in a block, and their labels.
+
+    Args:
+      labels: zyx integer labels of the block.
+      start: zyx voxel at which the block begins.
+      nodes: (n, 3) zyx voxels, counted from the origin of the volume.
+
+    Returns:
+      (k,) int64 indices into nodes, increasing, and (k,) uint64 labels, 0 = unlabelled.
+    """
+    local = nodes - np.asarray(start)
+    inside = np.flatnonzero(np.all((local >= 0) & (local < labels.shape), axis=1))
+    return inside, labels[tuple(local[inside].T)].astype(np.uint64)
+
+
 def skeletonize(
     labels: NDArray[Any],
     voxel_size_nm: tuple[float, float, float],
     config: SkeletonConfig | None = None,
     start: tuple[int, int, int] = (0, 0, 0),
 ) -> Skeletons:
-    """Return a skeleton for each 26-connected component of each label.
+    """Returns a skeleton for each 26-connected component of each label.
 
     The faces of the array are no surfaces: an object that is cut there keeps its skeleton in the
     middle of the cut.
@@ -214,7 +234,7 @@ def skeletonize_component(
     voxel_size_nm: tuple[float, float, float],
     config: SkeletonConfig,
 ) -> Skeletons:
-    """Return the skeleton of one connected object, with object id 1.
+    """Returns the skeleton of one connected object, with object id 1.
 
     Args:
       mask: zyx bool, one 26-connected component.
@@ -245,13 +265,15 @@ def _choose_nodes(
     voxel_size_nm: tuple[float, float, float],
     max_nodes: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return one voxel per occupied cell, (n, 3) zyx, and the (n, 3) coordinates of the cells."""
+    """Returns one voxel per occupied cell, (n, 3) zyx, and the (n, 3) coordinates of the cells."""
     voxels = np.argwhere(mask)
     if len(voxels) <= max_nodes:
         return voxels, voxels
     cell = cell_shape(voxel_size_nm, len(voxels) / max_nodes)
     cells = voxels // cell
-    key = np.ravel_multi_index(tuple(cells.T), tuple(-(-n // c) for n, c in zip(mask.shape, cell, strict=True)))
+    key = np.ravel_multi_index(
+        tuple(cells.T), tuple(-(-n // c) for n, c in zip(mask.shape, cell, strict=True))
+    )
     innermost_first = np.lexsort((-distance_nm[mask], key))
     key = key[innermost_first]
     chosen = innermost_first[np.flatnonzero(np.r_[True, key[1:] != key[:-1]])]
@@ -259,7 +281,7 @@ def _choose_nodes(
 
 
 def cell_shape(voxel_size_nm: tuple[float, float, float], voxels: float) -> NDArray[np.int64]:
-    """Return the zyx shape, in voxels, of the smallest near-cubic cell of at least `voxels`."""
+    """Returns the zyx shape, in voxels, of the smallest near-cubic cell of at least `voxels`."""
     size = np.asarray(voxel_size_nm, np.float64)
     edge_nm = size.min()
     while True:
@@ -269,10 +291,8 @@ def cell_shape(voxel_size_nm: tuple[float, float, float], voxels: float) -> NDAr
         edge_nm += size.min()
 
 
-def _connect_cells(
-    points_nm: NDArray[np.float64], cells: NDArray[np.int64]
-) -> csr_array:
-    """Return the symmetric graph of 26-adjacent cells, weighted by distance in nm."""
+def _connect_cells(points_nm: NDArray[np.float64], cells: NDArray[np.int64]) -> csr_array:
+    """Returns the symmetric graph of 26-adjacent cells, weighted by distance in nm."""
     count = len(cells)
     index = np.full(cells.max(axis=0) + 3, -1, np.int32)
     flat = index.reshape(-1)
@@ -295,7 +315,7 @@ def _connect_cells(
 def _trace_paths(
     graph: csr_array, radius_nm: NDArray[np.float64], config: SkeletonConfig
 ) -> list[NDArray[np.int64]]:
-    """Return paths of node indices; each runs from a tip to a node of an earlier path."""
+    """Returns paths of node indices; each runs from a tip to a node of an earlier path."""
     root = int(np.argmax(dijkstra(graph, indices=0)))
     from_root = dijkstra(graph, indices=root)
     parents = _cheapest_parents(graph, radius_nm, root, config)
@@ -321,7 +341,7 @@ def _trace_paths(
 def _cheapest_parents(
     graph: csr_array, radius_nm: NDArray[np.float64], root: int, config: SkeletonConfig
 ) -> NDArray[np.int32]:
-    """Return each node's predecessor on its path of least penalty from the root."""
+    """Returns each node's predecessor on its path of least penalty from the root."""
     depth = 1.0 - radius_nm / (1.01 * radius_nm.max())
     cost = 1.0 + config.penalty_scale * depth**config.penalty_exponent
     tail = np.repeat(np.arange(len(cost)), np.diff(graph.indptr))
@@ -337,7 +357,7 @@ def _take_off(
     path: NDArray[np.int64],
     reach_nm: NDArray[np.float64],
 ) -> None:
-    """Mark as done what lies within reach of its nearest path node, along the object."""
+    """Marks as done what lies within reach of its nearest path node, along the object."""
     distance, _, source = dijkstra(
         graph,
         indices=path,
@@ -355,7 +375,7 @@ def _trim_ends(
     radius_nm: NDArray[np.float64],
     slack_nm: float,
 ) -> list[NDArray[np.int64]]:
-    """Return the paths cut back from the surface to the end of the medial axis.
+    """Returns the paths cut back from the surface to the end of the medial axis.
 
     A path begins at the farthest voxel, which lies on the surface, often in a corner. There the
     radius grows as fast as one walks inwards; in the neurite proper it does not.
@@ -384,7 +404,7 @@ def _count_taper(
     radius_nm: NDArray[np.float64],
     slack_nm: float,
 ) -> int:
-    """Return how many nodes at the start of a path belong to the taper of its end.
+    """Returns how many nodes at the start of a path belong to the taper of its end.
 
     Only nodes before the first joint count, so that no other path loses its hold.
     """
@@ -399,7 +419,7 @@ def _count_taper(
 def _thin_paths(
     paths: list[NDArray[np.int64]], points_nm: NDArray[np.float64], spacing_nm: float
 ) -> NDArray[np.int64]:
-    """Return (m, 2) edges between the nodes kept at even spacing along the paths."""
+    """Returns (m, 2) edges between the nodes kept at even spacing along the paths."""
     if not paths:
         return np.empty((0, 2), np.int64)
     # Paths meet at the last node of one of them; those nodes must stay.
@@ -420,7 +440,7 @@ def _thin_paths(
 def _space_evenly(
     stretch: NDArray[np.int64], points_nm: NDArray[np.float64], spacing_nm: float
 ) -> NDArray[np.int64]:
-    """Return nodes of a stretch at even spacing, its first included and its last left out."""
+    """Returns nodes of a stretch at even spacing, its first included and its last left out."""
     if spacing_nm <= 0:
         return stretch[:-1]
     step = np.linalg.norm(np.diff(points_nm[stretch], axis=0), axis=1)

@@ -224,9 +224,10 @@ class BatchExecutor:
         except BaseException as caught:  # Whatever it is, others wait for an answer.
             error = caught
         finally:
+            ended = time.perf_counter()
             self._lock.acquire()
         self._running -= 1
-        self._count(batch, time.perf_counter() - started)
+        self._count(batch, started, ended)
         self._finish(batch, outputs, error)
         self._wake_runner()
         if error is not None and not isinstance(error, Exception):
@@ -242,15 +243,15 @@ class BatchExecutor:
             )
         return outputs
 
-    def _count(self, batch: _Batch, seconds: float) -> None:
+    def _count(self, batch: _Batch, started: float, ended: float) -> None:
         counters = self._counters
         idle = self._running == 0
         self._counters = ExecutorCounters(
             batches=counters.batches + 1,
             fov_steps=counters.fov_steps + batch.size,
             slots_padded=counters.slots_padded + self._batch_size - batch.size,
-            network_s=counters.network_s + seconds,
-            busy_s=counters.busy_s + (time.perf_counter() - self._busy_since if idle else 0.0),
+            network_s=counters.network_s + ended - started,
+            busy_s=counters.busy_s + (ended - self._busy_since if idle else 0.0),
         )
 
     def _finish(self, batch: _Batch, outputs: Float32 | None, error: BaseException | None) -> None:

@@ -1,0 +1,60 @@
+"""Configuration of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from h01_beam.geometry import Triple, as_triple
+from h01_beam.morphology.skeletons import SkeletonConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How a segmentation is scored.
+
+    Attributes:
+      start: zyx voxel at which the evaluated box begins; None begins with the truth.
+      shape: zyx shape of the evaluated box; None reaches to the end of the truth.
+      block_shape: zyx shape of a block of work.
+      partitions: parts in which overlaps and skeletons are joined; None suits the number of blocks.
+      min_fraction: a part of an object counts in the tables if it holds at least this fraction.
+      merge_tolerance_nodes: nodes of another object that a segment may hold without being a merger
+        (`erl.find_mergers`). In dense truth the border between two objects is uncertain by some
+        voxels, which is as much as thin neurites are wide; a real merger holds a stretch of both.
+      skeletons: how truth skeletons are drawn.
+      max_object_voxels: largest box of a truth object that one worker may load.
+      table_rows: longest table of objects or segments that is written, the worst first.
+      pictured: how many splits and how many merges are drawn.
+      crop: zyx shape cut out around an error; only y and x matter.
+    """
+
+    start: Triple | None = None
+    shape: Triple | None = None
+    block_shape: Triple = (256, 256, 256)
+    partitions: int | None = None
+    min_fraction: float = 0.01
+    merge_tolerance_nodes: int = 2
+    skeletons: SkeletonConfig = field(default_factory=SkeletonConfig)
+    max_object_voxels: int = 2**28
+    table_rows: int = 1_000_000
+    pictured: int = 4
+    crop: Triple = (1, 200, 200)
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        if min(as_triple('evaluate.block_shape', self.block_shape)) < 1:
+            raise ValueError(f'evaluate.block_shape is {self.block_shape}: extents must be >= 1')
+        if min(as_triple('evaluate.crop', self.crop)) < 1:
+            raise ValueError(f'evaluate.crop is {self.crop}: extents must be >= 1')
+        if not 0 <= self.min_fraction <= 1:
+            raise ValueError(f'evaluate.min_fraction is {self.min_fraction}: must lie in [0, 1]')
+        for name, least in (
+            ('partitions', 1),
+            ('merge_tolerance_nodes', 0),
+            ('max_object_voxels', 1),
+            ('table_rows', 1),
+            ('pictured', 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f'evaluate.{name} is {value}: must be at least {least}')

@@ -1,0 +1,462 @@
+"""Model artifacts: a `.keras` file with its card, loaded once per process and run in batches.
+
+A model is one file, local or in a bucket: Keras' zip archive with one more member, `card.json`
+(`ModelCard`), which holds what the weights cannot say. Its identity is the SHA-256 of the file.
+`save_model` writes equal models as equal bytes, and a readable `NAME.card.json` beside them.
+
+    ref = ModelRef.resolve('gs://bucket/ffn.keras')  # driver: reads and checks, needs no Keras
+    network = ref.load(precision='bfloat16', batch_size=4, threads=1)  # worker: once per process
+    logits = network(batch)  # (b, z, y, x, 2) -> (b, z, y, x)
+
+A sample's logits do not depend on its slot, on what the other slots hold, or on `threads`: the
+same bytes on one kind of processor. Precision is a choice at load time. In `bfloat16` all layers
+compute in bfloat16 (weights stay float32 in the file), except those with `logit` in their name,
+so that logits are never rounded. Only built-in layers load (Keras' safe mode).
+
+This module and `models/` are the only ones that know Keras and TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+from absl import logging
+
+from h01_beam import config as config_lib
+from h01_beam import storage
+from h01_beam.geometry import Triple, as_triple
+
+Float32: TypeAlias = npt.NDArray[np.float32]
+Precision: TypeAlias = Literal['float32', 'bfloat16']
+
+CARD = 'card.json'
+SUFFIX = '.keras'
+# Keras' dtype policies: in the mixed one, variables are float32 and everything else bfloat16.
+_POLICIES: Mapping[str, str] = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16'}
+_HOW_TO_MAKE = 'make one with h01_beam.models.save_model or python -m models.ffn.convert'
+_MIB = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a user and the inference engine must know about the weights.
+
+    Attributes:
+      name: for people.
+      fov_shape: field of view, zyx voxels; odd.
+      deltas: how far the field of view moves along each axis, zyx voxels; 0 where it does not.
+      voxel_size_nm: zyx, of the images that the network was trained on; None if unknown.
+      image_mean: grey value that becomes 0 before the image enters the network.
+      image_stddev: grey values per unit of the normalized image.
+      depth: pairs of convolutions.
+      features: channels of each convolution.
+      layer_norm: whether the network has layer normalization.
+      recipe: how the weights came to be: data, steps, settings, or what they were made from.
+      scores: what they were measured to reach, and on what.
+    """
+
+    name: str
+    fov_shape: Triple
+    deltas: Triple
+    voxel_size_nm: tuple[float, float, float] | None = None
+    image_mean: float = 128.0
+    image_stddev: float = 33.0
+    depth: int
+    features: int
+    layer_norm: bool = False
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    scores: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'fov_shape', as_triple('card.fov_shape', self.fov_shape))
+        object.__setattr__(self, 'deltas', as_triple('card.deltas', self.deltas))
+        if any(n < 1 or n % 2 == 0 for n in self.fov_shape):
+            raise ValueError(
+                f'card.fov_shape is {self.fov_shape}: must be odd and positive (zyx), '
+                'as a field of view has a centre voxel'
+            )
+        if any(not 0 <= 2 * d < n for d, n in zip(self.deltas, self.fov_shape, strict=True)):
+            raise ValueError(
+                f'card.deltas is {self.deltas}: each must be at least 0 and less than half of '
+                f'card.fov_shape, {self.fov_shape} (zyx), or a move would lose sight of its start'
+            )
+        if not any(self.deltas):
+            raise ValueError(f'card.deltas is {self.deltas}: at least one must be positive')
+        if self.voxel_size_nm is not None:
+            size = tuple(float(v) for v in self.voxel_size_nm)
+            object.__setattr__(self, 'voxel_size_nm', size)
+            if len(size) != 3 or not all(v > 0 and math.isfinite(v) for v in size):
+                raise ValueError(f'card.voxel_size_nm is {size}: must be three positive nm, zyx')
+        if not (self.image_stddev > 0 and math.isfinite(self.image_stddev)):
+            raise ValueError(f'card.image_stddev is {self.image_stddev}: must be positive')
+        if not math.isfinite(self.image_mean):
+            raise ValueError(f'card.image_mean is {self.image_mean}: must be finite')
+        for field in ('depth', 'features'):
+            if getattr(self, field) < 1:
+                raise ValueError(f'card.{field} is {getattr(self, field)}: must be at least 1')
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample: z, y, x and two channels, normalized image and object logits."""
+        return (*self.fov_shape, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRef:
+    """A checked model file, small enough to travel with a pipeline.
+
+    Attributes:
+      uri: local path or gs:// URL.
+      sha256: of the file, hex; the model's identity wherever results depend on it.
+      card: the card in the file.
+    """
+
+    uri: str
+    sha256: str
+    card: ModelCard
+
+    @classmethod
+    def resolve(cls, uri: str) -> ModelRef:
+        """Reads a model file and checks its card, without Keras.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: it is no `.keras` archive, has no card or an invalid one, or its network
+            does not take the fields of view that the card states.
+        """
+        data = _read(uri)
+        members = _unpack(uri, data)
+        if CARD not in members:
+            raise ValueError(
+                f'model {uri!r} has no card ({CARD} in the archive), so its moves and its '
+                f'normalization are unknown; {_HOW_TO_MAKE}'
+            )
+        try:
+            card = config_lib.from_dict(ModelCard, json.loads(members[CARD]))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f'model {uri!r} has an invalid card: {error}') from error
+        _check_shape(uri, 'input', card.input_shape, _input_shapes(members['config.json']))
+        return cls(uri, hashlib.sha256(data).hexdigest(), card)
+
+    def load(
+        self, *, precision: Precision = 'float32', batch_size: int = 1, threads: int = 1
+    ) -> Network:
+        """The network, ready to run; loaded on the first call with these arguments. Thread-safe.
+
+        Args:
+          precision: 'float32', or 'bfloat16' (about twice as fast where processors have it).
+          batch_size: samples per call; fixed.
+          threads: of TensorFlow, for one call. They are set once per process: if TensorFlow
+            already runs with another number, that number stays and a warning is logged.
+
+        Raises:
+          FileNotFoundError: the file has gone.
+          ValueError: an argument is out of range, the file is no longer the one that was
+            resolved, or Keras cannot load it.
+        """
+        if precision not in get_args(Precision):
+            raise ValueError(
+                f'precision is {precision!r}: must be one of {", ".join(get_args(Precision))}'
+            )
+        for name, value in (('batch_size', batch_size), ('threads', threads)):
+            if value < 1:
+                raise ValueError(f'{name} is {value}: must be at least 1')
+        key = (self.sha256, precision, batch_size, threads)
+        with _cache_lock:
+            if key not in _cache:
+                _cache[key] = _load_network(self, precision, batch_size, threads)
+            return _cache[key]
+
+    def projected_bytes(self, batch_size: int, precision: Precision = 'float32') -> int:
+        """Memory of a process that has loaded this model and runs it, by one call at a time.
+
+        An upper bound for CPUs: the Keras and TensorFlow runtime, and per voxel of the batch
+        the activations that are alive at once.
+        """
+        channel_bytes = 4 if precision == 'float32' else 2
+        per_voxel = _LIVE_ACTIVATIONS * self.card.features * channel_bytes + _LOGIT_BYTES
+        return _RUNTIME_BYTES + batch_size * math.prod(self.card.fov_shape) * per_voxel
+
+
+# Measured on Linux with TensorFlow 2.21 (float32 and bfloat16, batches of 1 to 16), rounded up.
+_RUNTIME_BYTES = 900 * _MIB
+_LIVE_ACTIVATIONS = 8
+_LOGIT_BYTES = 64
+
+_cache: dict[tuple[str, str, int, int], Network] = {}
+_cache_lock = threading.Lock()
+
+
+class Network:
+    """A loaded network with a fixed batch shape. Calls may come from several threads at once.
+
+    Attributes:
+      batch_size: samples per call.
+      fov_shape: zyx.
+      precision: 'float32' or 'bfloat16'.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Float32], Float32],
+        batch_size: int,
+        fov_shape: Triple,
+        precision: Precision,
+    ) -> None:
+        self._function = function
+        self.batch_size = batch_size
+        self.fov_shape = fov_shape
+        self.precision = precision
+
+    def __call__(self, batch: Float32) -> Float32:
+        """Runs the network.
+
+        Args:
+          batch: (b, z, y, x, 2) float32; channels normalized image and object logits.
+
+        Returns:
+          (b, z, y, x) float32, new: the logits plus the network's update.
+
+        Raises:
+          ValueError: the batch has another shape or dtype.
+        """
+        expected = (self.batch_size, *self.fov_shape, 2)
+        if batch.shape != expected or batch.dtype != np.float32:
+            raise ValueError(
+                f'batch is {batch.dtype} of shape {batch.shape}: must be float32 of shape '
+                f'{expected} (b, z, y, x, channel); pad smaller batches'
+            )
+        return self._function(batch)[..., 0]
+
+
+def save_model(model: Any, card: ModelCard, uri: str) -> ModelRef:
+    """Writes a Keras model with its card; equal weights and cards make equal bytes.
+
+    Without optimizer and in float32, whatever the model was trained in.
+
+    Args:
+      model: keras.Model of built-in layers; (b, *fov, 2) in, (b, *fov, 1) out.
+      card: its card.
+      uri: where to, local or gs://; ends in `.keras`. `NAME.card.json`, with the hash, goes
+        beside it.
+
+    Raises:
+      ValueError: the card's field of view is not the model's, or `uri` has another ending.
+    """
+    if not uri.endswith(SUFFIX):
+        raise ValueError(f'uri is {uri!r}: must end in {SUFFIX}')
+    _check_shapes(uri, card, model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'model' + SUFFIX)
+        _with_precision(model, 'float32').save(path)
+        members = _unpack(uri, path.read_bytes())
+    metadata = json.loads(members['metadata.json'])
+    metadata.pop('date_saved', None)
+    members['metadata.json'] = _to_json(metadata)
+    members[CARD] = _to_json(config_lib.as_dict(card))
+    data = _pack(members)
+    ref = ModelRef(uri, hashlib.sha256(data).hexdigest(), card)
+    storage.write_bytes(uri, data)
+    beside = {'file': uri.rpartition('/')[2], 'sha256': ref.sha256, **config_lib.as_dict(card)}
+    storage.write_bytes(uri.removesuffix(SUFFIX) + '.' + CARD, _to_json(beside))
+    return ref
+
+
+def _read(uri: str) -> bytes:
+    try:
+        return storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f'model is {uri!r}: there is no such file; {_HOW_TO_MAKE}'
+        ) from None
+    except IsADirectoryError:
+        raise ValueError(
+            f'model is {uri!r}: this is a folder, must be one {SUFFIX} file; {_HOW_TO_MAKE}'
+        ) from None
+
+
+def _unpack(uri: str, data: bytes) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        json.loads(members['config.json'])
+        return members
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ValueError(
+            f'model {uri!r} is not a {SUFFIX} archive of Keras 3 ({error}): checkpoints and .h5 '
+            f'files must be converted; {_HOW_TO_MAKE}'
+        ) from error
+
+
+def _pack(members: Mapping[str, bytes]) -> bytes:
+    """A zip archive that depends on its contents only: no times, no compression, sorted."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_STORED) as archive:
+        for name in sorted(members):
+            info = zipfile.ZipInfo(name)
+            info.create_system = 3
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, members[name])
+    return buffer.getvalue()
+
+
+def _to_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + '\n').encode()
+
+
+def _input_shapes(config: bytes) -> list[tuple[int, ...]]:
+    layers = json.loads(config).get('config', {}).get('layers', [])
+    shapes = [
+        layer['config'].get('batch_shape') or ()
+        for layer in layers
+        if layer.get('class_name') == 'InputLayer'
+    ]
+    return [tuple(shape[1:]) for shape in shapes]
+
+
+def _check_shapes(uri: str, card: ModelCard, model: Any) -> None:
+    for kind, expected, tensors in (
+        ('input', card.input_shape, model.inputs),
+        ('output', (*card.fov_shape, 1), model.outputs),
+    ):
+        _check_shape(uri, kind, expected, [tuple(tensor.shape[1:]) for tensor in tensors])
+
+
+def _check_shape(uri: str, kind: str, expected: tuple[int, ...], found: list[Any]) -> None:
+    if found != [expected]:
+        raise ValueError(
+            f'model {uri!r} is no flood-filling network with its card: the {kind} shape is '
+            f'{", ".join(map(str, found)) or "none"}, but card.fov_shape {expected[:3]} (zyx) needs '
+            f'one {kind} of shape {expected}; correct the card, or use another file'
+        )
+
+
+def _load_network(ref: ModelRef, precision: Precision, batch_size: int, threads: int) -> Network:
+    data = _read(ref.uri)
+    found = hashlib.sha256(data).hexdigest()
+    if found != ref.sha256:
+        raise ValueError(
+            f'model {ref.uri!r} has SHA-256 {found}, but this run was planned with {ref.sha256}: '
+            'the file was replaced; put it back, or start the run again'
+        )
+    keras = _import_keras(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'model' + SUFFIX)
+        path.write_bytes(data)
+        try:
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:
+            raise ValueError(
+                f'model {ref.uri!r} cannot be loaded by Keras {keras.__version__}: '
+                f'{type(error).__name__}: {error}; only built-in layers are allowed'
+            ) from error
+    _check_shapes(ref.uri, ref.card, model)
+    function = _compile(_with_precision(model, precision), (batch_size, *ref.card.input_shape))
+    # The first call lays out weights and may fail; better here than in the middle of a canvas.
+    function(np.zeros((batch_size, *ref.card.input_shape), np.float32))
+    logging.info('loaded %s (%s, batch %d)', ref.uri, precision, batch_size)
+    return Network(function, batch_size, ref.card.fov_shape, precision)
+
+
+def _with_precision(model: Any, precision: Precision) -> Any:
+    """A copy of the model, without optimizer, whose layers compute in `precision`."""
+    import keras
+
+    def copy(layer: Any) -> Any:
+        policy = 'float32' if 'logit' in layer.name else _POLICIES[precision]
+        return layer.__class__.from_config({**layer.get_config(), 'dtype': policy})
+
+    result = keras.models.clone_model(model, clone_function=copy)
+    result.set_weights(model.get_weights())
+    return result
+
+
+def _compile(model: Any, batch_shape: tuple[int, ...]) -> Callable[[Float32], Float32]:
+    import keras
+
+    if keras.backend.backend() != 'tensorflow':
+        return model.predict_on_batch
+    import tensorflow as tf
+
+    # Weights as constants: only then are convolution, bias and activation fused into one kernel
+    # and the weights converted to the kernel's layout once, not in every call.
+    weights = [
+        [variable.numpy() for variable in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    ]
+    function = tf.function(
+        lambda batch: model.stateless_call(*weights, batch, training=False)[0],
+        input_signature=[tf.TensorSpec(batch_shape, tf.float32)],
+        autograph=False,
+    ).get_concrete_function()
+    return lambda batch: function(tf.constant(batch)).numpy()
+
+
+def _import_keras(threads: int) -> Any:
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    with _without_greetings():
+        import keras
+
+        if keras.backend.backend() == 'tensorflow':
+            import tensorflow as tf
+
+            _set_threads(tf.config.threading, threads)
+            tf.config.list_logical_devices()
+    return keras
+
+
+def _set_threads(config: Any, threads: int) -> None:
+    try:
+        config.set_intra_op_parallelism_threads(threads)
+        # A network is one chain of operations; this many calls may run side by side.
+        config.set_inter_op_parallelism_threads(max(2, os.cpu_count() or 1))
+    except RuntimeError:
+        logging.warning(
+            'TensorFlow already runs with %d threads per operation in this process, not the %d '
+            'asked for: the results are the same, the speed may not be',
+            config.get_intra_op_parallelism_threads(),
+            threads,
+        )
+
+
+# What TensorFlow 2.21 tells before its own log level is in force: information, and, as an error,
+# that there is no GPU.
+_GREETINGS = re.compile(rb'I\d{4} |WARNING: All log messages before absl::|E\d{4} .*cuInit: ')
+
+
+@contextlib.contextmanager
+def _without_greetings() -> Iterator[None]:
+    """Holds stderr back while libraries load, then passes on all that is no greeting."""
+    if os.environ.get('TF_CPP_MIN_LOG_LEVEL') == '0':
+        yield
+        return
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                if not _GREETINGS.match(line):
+                    os.write(2, line)

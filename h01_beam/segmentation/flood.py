@@ -1,0 +1,188 @@
+"""Flood filling one block of a grid, with the process's one network. Shape of the stage: blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+
+import numpy as np
+
+from h01_beam.geometry import Block, Triple, UpperOverlap
+from h01_beam.models import ModelRef
+from h01_beam.plan import BlockResult
+from h01_beam.segmentation.config import InferenceConfig
+from h01_beam.segmentation.executor import BatchExecutor
+from h01_beam.segmentation.ffn import FfnConfig, flood_fill
+
+# A supervoxel id is the block's number, then this many bits for the object within the block.
+LOCAL_BITS = 24
+
+# Canvas per voxel of the read box: logits float32, labels uint32, seeds' distance and edges.
+CANVAS_BYTES_PER_VOXEL = 24
+# TensorFlow and the graph of the network.
+NETWORK_PROCESS_BYTES = 900 * 2**20
+AXES = (0, 1, 2)
+
+
+@dataclasses.dataclass
+class FloodBlock:
+    """Floods a block: uint8 image over the read box -> supervoxels, overlaps, object rows.
+
+    Writes `supervoxels` over the core, and per axis `overlap_z`, `overlap_y`, `overlap_x`: the
+    labels that this block gives to the first planes of its next neighbour's core, for matching.
+    """
+
+    model: ModelRef
+    ffn: FfnConfig
+    inference: InferenceConfig
+    thickness: int
+    grid_shape: Triple
+
+    def setup(self) -> None:
+        self._process = NetworkProcess.get(self.model, self.inference)
+
+    def process_bytes(self) -> int:
+        return NETWORK_PROCESS_BYTES + self.model.projected_bytes(self.inference.batch_size)
+
+    def working_bytes(self, read_shape: Triple) -> int:
+        return CANVAS_BYTES_PER_VOXEL * int(np.prod(read_shape))
+
+    def __call__(
+        self, image: np.ndarray, block: Block, mask: np.ndarray | None = None
+    ) -> BlockResult:
+        card = self.model.card
+        with self._process.working() as share, self._process.executor.client() as predict:
+            flooded = flood_fill(
+                image,
+                predict,
+                card.fov_shape,
+                card.deltas,
+                self.ffn,
+                mask=None if mask is None else mask != 0,
+                # Objects that lie in the halo alone would be thrown away: do not start them.
+                seed_region=block.core_in_read,
+            )
+        base = np.uint64(_linear(block.index, self.grid_shape) << LOCAL_BITS)
+        rows = _object_rows(flooded.objects, block, base)
+        arrays = _global_arrays(flooded.labels, block, base, self.thickness)
+        metrics = {f'{k}': float(v) for k, v in flooded.counters.items()}
+        metrics |= {'seed_seconds': flooded.seconds['seeds'], **share()}
+        return BlockResult(arrays=arrays, rows={'objects': rows}, metrics=metrics)
+
+
+class NetworkProcess:
+    """The one network of a process, and the account of its time.
+
+    Attributes:
+      executor: batches the requests of all canvases of the process.
+    """
+
+    _instances: dict[object, NetworkProcess] = {}
+    _instances_lock = threading.Lock()
+
+    def __init__(self, model: ModelRef, inference: InferenceConfig):
+        network = model.load(
+            precision=inference.precision,
+            batch_size=inference.batch_size,
+            threads=inference.threads,
+        )
+        self.executor = BatchExecutor(network, inference.batch_size, model.card.fov_shape)
+        self._lock = threading.Lock()
+        self._active = 0
+        self._since = 0.0
+        self._busy_s = 0.0
+        self._told = {'network_seconds': 0.0, 'busy_seconds': 0.0}
+
+    @classmethod
+    def get(cls, model: ModelRef, inference: InferenceConfig) -> NetworkProcess:
+        """The process's instance for a model; the first caller loads it."""
+        with cls._instances_lock:
+            key = (model.sha256, inference)
+            if key not in cls._instances:
+                cls._instances[key] = cls(model, inference)
+            return cls._instances[key]
+
+    def working(self) -> _Working:
+        """A context for the time in which a block is flooded."""
+        return _Working(self)
+
+    def begin(self) -> None:
+        with self._lock:
+            if self._active == 0:
+                self._since = time.perf_counter()
+            self._active += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._active -= 1
+            if self._active == 0:
+                self._busy_s += time.perf_counter() - self._since
+
+    def account(self) -> dict[str, float]:
+        """Seconds of the process since the last account: with a block, and in the network.
+
+        Blocks of one process overlap in time; accounts of all of them add up to its time.
+        """
+        with self._lock:
+            running = time.perf_counter() - self._since if self._active else 0.0
+            now = {
+                'network_seconds': self.executor.counters.busy_s,
+                'busy_seconds': self._busy_s + running,
+            }
+            share = {name: max(0.0, value - self._told[name]) for name, value in now.items()}
+            self._told = now
+            return share
+
+
+class _Working:
+    def __init__(self, process: NetworkProcess):
+        self._process = process
+
+    def __enter__(self):  # type: ignore[no-untyped-def]
+        self._process.begin()
+        return self._process.account
+
+    def __exit__(self, *_: object) -> None:
+        self._process.end()
+
+
+def _linear(index: Triple, grid_shape: Triple) -> int:
+    return int(np.ravel_multi_index(index, grid_shape))
+
+
+def _global_arrays(
+    labels: np.ndarray, block: Block, base: np.uint64, thickness: int
+) -> dict[str, np.ndarray]:
+    """Supervoxel ids over the core, and over the planes shared with each next neighbour."""
+    core = labels[block.core_in_read]
+    present = np.zeros(int(labels.max(initial=0)) + 1, bool)
+    present[np.unique(core)] = True
+    present[0] = False
+    # Objects that do not reach the core exist for nobody else: they must not be matched.
+    table = np.where(present, base + np.arange(len(present), dtype=np.uint64), np.uint64(0))
+    arrays = {'supervoxels': table[core]}
+    origin = tuple(-s for s in block.read.start)
+    for axis in AXES:
+        box = UpperOverlap(axis, thickness)(block)
+        if box is not None:
+            z, y, x = box.translate((origin[0], origin[1], origin[2])).slices
+            arrays[f'overlap_{"zyx"[axis]}'] = table[labels[z, y, x]]
+    return arrays
+
+
+def _object_rows(objects: np.ndarray, block: Block, base: np.uint64) -> dict[str, np.ndarray]:
+    if len(objects) and int(objects['id'].max()) >> LOCAL_BITS:
+        raise ValueError(
+            f'block {block.index} has {len(objects)} objects: at most {2**LOCAL_BITS - 1} fit; '
+            'use smaller blocks'
+        )
+    seed = objects['seed'].astype(np.int64).reshape(-1, 3) + np.array(block.read.start)
+    return {
+        'supervoxel': base + objects['id'].astype(np.uint64),
+        'seed_z': seed[:, 0],
+        'seed_y': seed[:, 1],
+        'seed_x': seed[:, 2],
+        'voxels': objects['voxels'],
+        'fov_steps': objects['iterations'],
+    }

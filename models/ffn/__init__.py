@@ -1,0 +1,1 @@
+"""Flood-filling networks: their definition, and the converter for published checkpoints."""

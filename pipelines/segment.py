@@ -1,0 +1,47 @@
+"""Segments an EM volume with a flood-filling network, block by block, into one segmentation.
+
+DirectRunner, all cores:
+    python -m pipelines.segment --config pipelines/configs/fib25.yaml \\
+        --set image=em --set model=fib25.keras --run_dir run
+Dataflow:
+    python -m pipelines.segment --config run.yaml --run_dir gs://b/run \\
+        --runner DataflowRunner --project P --region R --temp_location gs://b/tmp \\
+        --setup_file ./setup.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from absl import app
+
+from h01_beam.blockwise import FinishRun
+from h01_beam.config import from_dict, load
+from h01_beam.run import Run
+from h01_beam.segmentation.config import SegmentConfig
+from h01_beam.segmentation.figures import figures, highlights
+from h01_beam.segmentation.stage import build_segment
+from pipelines import launch
+
+
+def main(args: argparse.Namespace) -> int:
+    def build(root: Any, run: Run) -> None:
+        config = from_dict(SegmentConfig, load(args.config, args.set))
+        build_segment(root, config, run)
+        root | FinishRun(run, figures=[figures], highlights=highlights)
+
+    return launch.execute(args, args.run_dir, build, show_results)
+
+
+def show_results(run: Run) -> None:
+    for name, value in launch.read_report(run)['highlights'].items():
+        print(f'{name:<24}{value:,}')
+    print(f'segmentation            {run.volume_uri("segmentation")}')
+    print(f'report                  {run.path}/report.html')
+    print(f'look at it              python -m pipelines.view --run_dir {run.path}')
+
+
+if __name__ == '__main__':
+    app.run(lambda args: sys.exit(main(args)), flags_parser=launch.parse(launch.parser(__doc__ or '')))

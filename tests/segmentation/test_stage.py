@@ -1,0 +1,206 @@
+"""The segmentation job, end to end, on synthetic tissue and a network that floods what is bright."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pytest
+
+from h01_beam import tables
+from h01_beam.blockwise import FinishRun
+from h01_beam.evaluation.contingency import count_overlaps
+from h01_beam.run import Resources, Run
+from h01_beam.segmentation.config import GridConfig, InferenceConfig, OutputConfig, SegmentConfig
+from h01_beam.segmentation.ffn import FfnConfig
+from h01_beam.segmentation.stage import build_segment, relabel
+from h01_beam.testing.tubes import make_tubes
+from h01_beam.volume import Volume, VolumeSpec
+from tests.models.bright_ffn import write_bright_ffn
+
+SHAPE, VOXEL_SIZE_NM = (40, 96, 112), (20.0, 10.0, 10.0)
+
+
+@pytest.fixture(scope='module')
+def tissue(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp('tissue')
+    image, truth = make_tubes(SHAPE, VOXEL_SIZE_NM, seed=3, noise_grey=6.0)
+    spec = VolumeSpec(
+        uri=f'{folder}/image|neuroglancer-precomputed:', voxel_size_nm=VOXEL_SIZE_NM,
+        dtype='uint8', shape=SHAPE, chunk=(20, 32, 32),
+    )  # fmt: skip
+    Volume.create(spec)[0].write(spec.bounds, image)
+    np.save(folder / 'truth.npy', truth)
+    return {
+        'image': spec.uri,
+        'truth': str(folder / 'truth.npy'),
+        'model': write_bright_ffn(folder / 'bright.keras', voxel_size_nm=VOXEL_SIZE_NM),
+    }
+
+
+def _config(tissue: dict[str, str], **changes) -> SegmentConfig:
+    config = SegmentConfig(
+        image=tissue['image'],
+        model=tissue['model'],
+        grid=GridConfig(block_shape=(20, 48, 64), halo=(8, 12, 12)),
+        ffn=FfnConfig(min_segment_size=200, seed_voxel_size_nm=VOXEL_SIZE_NM),
+        inference=InferenceConfig(canvases=2, batch_size=1, threads=1),
+        output=OutputConfig(chunk=(20, 16, 32)),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def _segment(config: SegmentConfig, run_dir: Path, *options: str) -> dict:
+    run = Run(str(run_dir), Resources(1, 16 * 2**30))
+    flags = list(options) or ['--direct_running_mode=in_memory']
+    with beam.Pipeline(options=beam.options.pipeline_options.PipelineOptions(flags)) as root:
+        build_segment(root, config, run)
+        root | FinishRun(run)
+    return json.loads((run_dir / 'report.json').read_text())
+
+
+def _read(run_dir: Path, name: str = 'segmentation') -> np.ndarray:
+    volume = Volume.open(str(run_dir / 'volumes' / name))
+    return volume.read(volume.bounds)
+
+
+def _file_hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope='module')
+def finished(tissue: dict[str, str], tmp_path_factory: pytest.TempPathFactory):
+    run_dir = tmp_path_factory.mktemp('run')
+    return run_dir, _segment(_config(tissue), run_dir)
+
+
+def test_blocks_become_the_objects_of_the_tissue(tissue, finished) -> None:
+    run_dir, report = finished
+    assert report['stages']['flood']['blocks'] == 8
+    segmentation, truth = _read(run_dir), np.load(tissue['truth'])
+    labelled = (segmentation > 0) & (truth > 0)
+    assert labelled.sum() > 0.8 * (truth > 0).sum()
+    # Nearly every voxel of an object lies in the one segment that overlaps it most, across blocks.
+    overlaps = count_overlaps(segmentation, truth)
+    best: dict[int, int] = {}
+    for seg, true, count in zip(*(getattr(overlaps, f.name) for f in dataclasses.fields(overlaps))):
+        if seg and true:
+            best[true] = max(best.get(true, 0), count)
+    assert sum(best.values()) > 0.95 * labelled.sum()
+
+
+def test_segment_ids_are_the_smallest_supervoxel_of_their_segment(finished) -> None:
+    run_dir, _ = finished
+    supervoxels, segmentation = _read(run_dir, 'supervoxels'), _read(run_dir)
+    assert np.array_equal(supervoxels > 0, segmentation > 0)
+    pairs = np.unique(np.stack([supervoxels.ravel(), segmentation.ravel()]), axis=1)
+    pairs = pairs[:, pairs[0] > 0]
+    assert len(np.unique(pairs[0])) == pairs.shape[1]  # A supervoxel lies in one segment.
+    smallest = {s: pairs[0][pairs[1] == s].min() for s in np.unique(pairs[1])}
+    assert all(s >= low for s, low in smallest.items())
+    assert len(smallest) < len(np.unique(pairs[0]))  # Something was joined across blocks.
+
+
+def test_report_accounts_for_every_stage(finished) -> None:
+    _, report = finished
+    flood = report['stages']['flood']
+    for name in ('blocks', 'seconds', 'fov_steps', 'network_seconds', 'peak_memory_bytes'):
+        assert flood[name] > 0, name
+    assert 0 < flood['network_share'] <= 1
+    assert set(report['stages']) >= {'flood', 'match', 'components', 'relabel'}
+
+
+def test_second_run_reuses_every_block(tissue, finished) -> None:
+    run_dir, _ = finished
+    before = _file_hashes(run_dir / 'volumes')
+    report = _segment(_config(tissue), run_dir)
+    assert all(stage['blocks_run'] == 0 for stage in report['stages'].values()), report['stages']
+    assert _file_hashes(run_dir / 'volumes') == before
+
+
+@pytest.mark.parametrize(('canvases', 'batch_size'), [(1, 1), (8, 1), (1, 4), (8, 4)])
+def test_bytes_do_not_depend_on_canvases(tissue, finished, tmp_path, canvases, batch_size) -> None:
+    run_dir, _ = finished
+    inference = InferenceConfig(canvases=canvases, batch_size=batch_size, threads=1)
+    _segment(_config(tissue, inference=inference), tmp_path)
+    if batch_size == 1:
+        assert _file_hashes(tmp_path / 'volumes') == _file_hashes(run_dir / 'volumes')
+    else:
+        # Another batch shape may round otherwise; the objects are the same.
+        assert np.mean(_read(tmp_path) == _read(run_dir)) > 0.999
+
+
+@pytest.mark.slow
+def test_bytes_do_not_depend_on_workers(tissue, finished, tmp_path) -> None:
+    run_dir, _ = finished
+    _segment(
+        _config(tissue), tmp_path,
+        '--direct_running_mode=multi_processing', '--direct_num_workers=2',
+    )  # fmt: skip
+    assert _file_hashes(tmp_path / 'volumes') == _file_hashes(run_dir / 'volumes')
+
+
+def test_changed_parameter_reruns_what_depends_on_it_and_nothing_else(tissue, tmp_path) -> None:
+    _segment(_config(tissue), tmp_path)
+    reconcile = dataclasses.replace(
+        _config(tissue).reconcile,
+        match=dataclasses.replace(_config(tissue).reconcile.match, min_overlap=10**9),
+    )
+    stages = _segment(_config(tissue, reconcile=reconcile), tmp_path)['stages']
+    assert stages['flood']['blocks_run'] == 0
+    assert stages['match']['blocks_run'] == stages['match']['blocks'] == 8
+    assert stages['components']['blocks_run'] == 8
+    assert np.array_equal(_read(tmp_path), _read(tmp_path, 'supervoxels'))  # Nothing matched.
+    # Blocks whose supervoxels keep their segments need not be written again.
+    assert 0 < stages['relabel']['blocks_run'] <= 8
+
+
+def test_part_of_the_volume(tissue, tmp_path) -> None:
+    from h01_beam.segmentation.config import BoxConfig
+
+    box = BoxConfig(start=(5, 16, 10), shape=(30, 64, 80))
+    _segment(_config(tissue, box=box), tmp_path)
+    volume = Volume.open(str(tmp_path / 'volumes/segmentation'))
+    assert volume.bounds.start == box.start and volume.bounds.shape == box.shape
+    truth = np.load(tissue['truth'])[volume.bounds.slices]
+    assert ((volume.read(volume.bounds) > 0) & (truth > 0)).sum() > 0.7 * (truth > 0).sum()
+
+
+def test_mask_keeps_objects_out(tissue, tmp_path) -> None:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[:, :, :56] = 1
+    np.save(tmp_path / 'mask.npy', mask)
+    _segment(_config(tissue, mask=str(tmp_path / 'mask.npy')), tmp_path)
+    segmentation = _read(tmp_path)
+    assert (segmentation[:, :, 70:] > 0).mean() > 0.4
+    # Objects reach into the mask by at most half a field of view.
+    assert not segmentation[:, :, : 56 - 9].any()
+
+
+def test_objects_table_lists_seeds_within_their_objects(finished) -> None:
+    run_dir, _ = finished
+    supervoxels = _read(run_dir, 'supervoxels')
+    parts = sorted((run_dir / 'tables/objects/parts').rglob('*.parquet'))
+    assert len(parts) == 8
+    objects = tables.concatenate(
+        [tables.from_parquet(part.read_bytes()) for part in parts], tables.OBJECTS
+    )
+    at_seed = supervoxels[objects['seed_z'], objects['seed_y'], objects['seed_x']]
+    assert len(at_seed) > 8
+    assert np.array_equal(at_seed, objects['supervoxel'])
+
+
+def test_relabel_changes_listed_supervoxels_only() -> None:
+    supervoxels = np.array([[[0, 5, 9], [7, 5, 0]]], np.uint64)
+    part = {'supervoxel': np.array([3, 7], np.uint64), 'segment': np.array([1, 5], np.uint64)}
+    assert relabel(supervoxels, part).tolist() == [[[0, 5, 9], [5, 5, 0]]]
+    empty = tables.SEGMENT_OF.empty()
+    assert np.array_equal(relabel(supervoxels, empty), supervoxels)
