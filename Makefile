@@ -55,5 +55,6 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt | system
 	  if $$python -c 'import ensurepip, sys; assert sys.version_info >= (3, 11)' 2> /dev/null; \
 	  then echo "Making $(VENV) with $$($$python --version)"; $$python -m venv $(VENV); break; fi; \
 	done
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[test]'
+	@echo 'Installing the library and the test tools (a few minutes, 3 GB)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[test]'
 	@touch $@

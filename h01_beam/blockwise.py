@@ -149,13 +149,15 @@ class MapBlocks(beam.PTransform):
         """Makes output volumes; one that had to be made anew voids the markers of old blocks."""
         previous = StageRecord.read(self._ledger)
         generation = previous.generation if previous else 1
-        remade = [Volume.create(write.spec)[1] for write in self._writes.values()]
-        if previous and any(remade):
+        # Voided before it is made: a crash in between must not leave old markers for new chunks.
+        if previous and not all(Volume.is_there(write.spec) for write in self._writes.values()):
             generation += 1
         record = StageRecord(
             grid=self._grid, generation=generation, config=self._process.config_hash
         )
         record.write(self._ledger)
+        for write in self._writes.values():
+            Volume.create(write.spec)
         for write in self._writes.values():
             write_provenance(write.spec, self._ledger, write.reach)
 
@@ -204,11 +206,11 @@ class _ProcessBlocks(beam.DoFn):
         if hasattr(self._function, 'setup'):
             self._function.setup()
         self._pool = concurrent.futures.ThreadPoolExecutor(self._concurrency)
-        self._pending: list[concurrent.futures.Future[dict[str, Any]]] = []
 
     def start_bundle(self) -> None:
         # Digests of upstream blocks may have changed between bundles of different attempts.
         self._upstream = {name: Upstream(volume) for name, volume in self._sources.items()}
+        self._pending: list[concurrent.futures.Future[dict[str, Any]]] = []
 
     def process(self, linear: int) -> Iterator[dict[str, Any]]:
         if self._concurrency == 1:
@@ -240,7 +242,7 @@ class _ProcessBlocks(beam.DoFn):
         return record
 
     def _process_block(self, linear: int) -> dict[str, Any]:
-        block = self._grid[self._grid.index(linear)]
+        block = self._grid.block(linear)
         try:
             started = time.time()
             parts = {name: self._read_part(name, block) for name in self._table_reads}
@@ -282,10 +284,7 @@ class _ProcessBlocks(beam.DoFn):
         arguments |= {name: tables.from_parquet(part) for name, part in parts.items()}
         if self._wants_block:
             arguments['block'] = block
-        result = self._function(**arguments)
-        if not isinstance(result, BlockResult):
-            (only,) = self._writes
-            result = BlockResult(arrays={only: result})
+        result = self._check_result(self._function(**arguments), block)
         hasher = hashlib.sha256()
         self._write_arrays(block, result, hasher)
         rows = self._write_rows(block, result, hasher)
@@ -300,16 +299,37 @@ class _ProcessBlocks(beam.DoFn):
         self._ledger.write(block.index, marker)
         return marker
 
+    def _check_result(self, result: Any, block: Block) -> BlockResult:
+        """Wraps a bare array, and refuses results that nothing or nobody would write."""
+        if not isinstance(result, BlockResult):
+            if len(self._writes) != 1:
+                raise ValueError(
+                    f'function returned {type(result).__name__}: must be a BlockResult, as there '
+                    f'are {len(self._writes)} writes'
+                )
+            result = BlockResult(arrays=dict.fromkeys(self._writes, result))
+        expected = {name for name, write in self._writes.items() if write.region(block)}
+        if not expected <= set(result.arrays) <= set(self._writes):
+            raise ValueError(
+                f'function returned arrays {sorted(result.arrays)}: must be {sorted(expected)}'
+            )
+        if not set(result.rows) <= set(self._table_writes):
+            raise ValueError(
+                f'function returned rows for {sorted(result.rows)}: the stage writes the tables '
+                f'{sorted(self._table_writes)}'
+            )
+        return result
+
     def _write_arrays(self, block: Block, result: BlockResult, hasher: Any) -> None:
-        if set(result.arrays) - set(self._writes):
-            raise ValueError(f'function returned arrays {sorted(result.arrays)}: no such writes')
         for name, write in self._writes.items():
             box = write.region(block)
             if box is None:
                 continue
             array = _crop(result.arrays[name], block, box)
             self._targets[name].write(box, array)
-            hasher.update(repr((name, box, array.dtype.str)).encode())
+            # What a lossy encoding stores differs from the array.
+            lossy = write.spec.encoding if write.spec.encoding == 'jpeg' else ''
+            hasher.update(repr((name, box, array.dtype.str, lossy)).encode())
             hasher.update(array.data)
 
     def _write_rows(self, block: Block, result: BlockResult, hasher: Any) -> int:
@@ -410,7 +430,7 @@ def _extreme(choose: Callable[..., Any], a: float | None, b: float | None) -> fl
 
 def _crop(array: np.ndarray, block: Block, box: BoundingBox) -> np.ndarray:
     spatial = array.shape[-3:]
-    if spatial == block.read.shape and box != block.read:
+    if spatial == block.read.shape and spatial != box.shape:
         low = tuple(-s for s in block.read.start)
         z, y, x = box.translate((low[0], low[1], low[2])).slices
         array = array[..., z, y, x]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -42,7 +44,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Returns a copy of `mapping` with every `key.key=value` set."""
-    result: dict[str, Any] = json.loads(json.dumps(mapping))
+    result: dict[str, Any] = copy.deepcopy(dict(mapping))
     for override in overrides:
         path, equals, value = override.partition('=')
         if not equals or not path:
@@ -54,8 +56,17 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
             if not isinstance(child, dict):
                 raise ValueError(f'--set {override!r}: {parent!r} holds {child!r}, not a mapping')
             node = child
-        node[leaf] = yaml.safe_load(value)
+        node[leaf] = _parse_value(override, value)
     return result
+
+
+def _parse_value(override: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f'--set {override!r}: the value is not valid YAML: {error}') from error
+    # A volume URI ends with a colon, which makes it a mapping to YAML.
+    return text if isinstance(value, dict) and not text.lstrip().startswith('{') else value
 
 
 def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = '') -> T:
@@ -76,7 +87,7 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = '') -> T:
     for key in mapping:
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=1)
-            guess = f'; did you mean {where}{close[0]!r}?' if close else ''
+            guess = f'; did you mean {where + close[0]!r}?' if close else ''
             raise ValueError(
                 f'unknown config key {where + str(key)!r}: known keys are {", ".join(sorted(fields))}'
                 + guess
@@ -129,8 +140,12 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             allowed = ', '.join(map(repr, typing.get_args(hint)))
             raise ValueError(f'config key {where!r} is {value!r}: must be one of {allowed}')
         return value
+    if hint is Any:
+        return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, str) and re.fullmatch(r'[-+]?\d+[eE][-+]?\d+', value):
+        return float(value)  # To YAML, 1e-3 is a text and only 1.0e-3 is a number.
     expected = origin or hint
     if isinstance(expected, type) and (
         not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)

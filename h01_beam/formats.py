@@ -9,6 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import re
+import struct
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +49,7 @@ def open_reader(driver: str, path: str, argument: str) -> ArrayReader:
       FileNotFoundError: no such file.
       ValueError: the file is not what it should be (rank, missing data set, mixed sections).
     """
+    array: Any
     if driver in ('npy', 'npz'):
         array = _load_numpy(driver, path, argument)
     elif storage.is_remote(path):
@@ -86,18 +91,21 @@ def driver_of(path: str) -> str | None:
 
 
 def _load_numpy(driver: str, path: str, name: str) -> np.ndarray:
-    source = (
-        io.BytesIO(storage.read_bytes(path))
-        if storage.is_remote(path)
-        else storage.local_path(path)
-    )
     try:
-        data = np.load(source, allow_pickle=False, **({'mmap_mode': 'r'} if driver == 'npy' else {}))
+        if storage.is_remote(path):
+            data = np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
+        else:
+            # Maps an npy file, so that only what is sliced is read; an npz cannot be mapped.
+            data = np.load(storage.local_path(path), mmap_mode='r', allow_pickle=False)
+        if isinstance(data, np.ndarray) != (driver == 'npy'):
+            raise ValueError(f'its contents are not those of an .{driver} file')
+        return data if driver == 'npy' else data[_pick(path, list(data.keys()), name)]
     except FileNotFoundError:
         raise FileNotFoundError(f'{path!r}: there is no such file') from None
-    except (ValueError, OSError, EOFError) as error:
+    except _DatasetError:
+        raise
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f'{path!r} is not a readable NumPy file ({error})') from error
-    return data if driver == 'npy' else np.asarray(data[_pick(path, list(data.keys()), name)])
 
 
 def _open_hdf5(path: str, name: str) -> Any:
@@ -112,6 +120,10 @@ def _open_hdf5(path: str, name: str) -> Any:
     return file[_pick(path, names, name)]
 
 
+class _DatasetError(ValueError):
+    pass
+
+
 def _pick(path: str, names: list[str], wanted: str) -> str:
     wanted = wanted.strip('/')
     if not wanted and len(names) == 1:
@@ -119,7 +131,7 @@ def _pick(path: str, names: list[str], wanted: str) -> str:
     if wanted in names:
         return wanted
     problem = f'has no data set {wanted!r}' if wanted else f'holds {len(names)} data sets'
-    raise ValueError(
+    raise _DatasetError(
         f'{path!r} {problem}: choose one of {", ".join(sorted(names)) or "(none)"} with --dataset'
     )
 
@@ -130,21 +142,28 @@ def _open_tiff(path: str) -> Any:
     try:
         with tifffile.TiffFile(storage.local_path(path)) as file:
             return file.series[0].asarray(out='memmap' if file.series[0].size > 2**28 else None)
-    except (tifffile.TiffFileError, IndexError, ValueError) as error:
+    except (tifffile.TiffFileError, IndexError, ValueError, struct.error, zlib.error) as error:
         raise ValueError(f'{path!r} is not a readable TIFF stack ({error})') from error
 
 
 def _section_files(folder: Path) -> list[Path]:
-    return sorted(
+    files = (
         f
         for f in folder.iterdir()
         if f.suffix.lower() in SECTION_SUFFIXES and not f.name.startswith('.')
     )
+    return sorted(files, key=_natural_order)
+
+
+def _natural_order(file: Path) -> list[tuple[int, str]]:
+    """Sorts section_9 before section_10."""
+    parts = re.split(r'(\d+)', file.name)
+    return [(int(part) if part.isdecimal() else -1, part) for part in parts]
 
 
 @dataclasses.dataclass(frozen=True)
 class SectionFolder:
-    """A folder of PNG or TIFF sections, in the order of their names; one file is one z.
+    """A folder of PNG or TIFF sections, in the order of the numbers in their names: one per z.
 
     Attributes:
       files: the section files.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Iterator
 from typing import TypeAlias
 
@@ -17,7 +18,7 @@ Triple: TypeAlias = tuple[int, int, int]
 def as_triple(name: str, value: object) -> Triple:
     """Returns `value` as three ints (zyx), or raises a ValueError that names the field."""
     try:
-        z, y, x = (int(v) for v in value)  # type: ignore[attr-defined]
+        z, y, x = (operator.index(v) for v in value)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         raise ValueError(
             f'{name} is {value!r}: must be three integers in z, y, x order, for example [64, 64, 64]'
@@ -165,7 +166,8 @@ class BlockGrid:
         return math.prod(self.shape)
 
     def __iter__(self) -> Iterator[Block]:
-        return (self[index] for index in itertools.product(*map(range, self.shape)))
+        z, y, x = map(range, self.shape)
+        return (self[index] for index in itertools.product(z, y, x))
 
     def __getitem__(self, index: Triple) -> Block:
         if not all(0 <= i < n for i, n in zip(index, self.shape, strict=True)):
@@ -189,6 +191,10 @@ class BlockGrid:
         _, ny, nx = self.shape
         return linear // (ny * nx), linear // nx % ny, linear % nx
 
+    def block(self, linear: int) -> Block:
+        """The block of a rank."""
+        return self[self.index(linear)]
+
     def touching(self, box: BoundingBox) -> Iterator[Block]:
         """Blocks whose core shares a voxel with `box`, in zyx order."""
         inside = box.intersection(self.bounds)
@@ -196,10 +202,10 @@ class BlockGrid:
             return
         first = _map2(lambda a, b: a - b, inside.start, self.bounds.start)
         last = _map2(lambda a, b: a - b - 1, inside.end, self.bounds.start)
-        ranges = (
+        z, y, x = (
             range(f // b, e // b + 1) for f, e, b in zip(first, last, self.block_shape, strict=True)
         )
-        for index in itertools.product(*ranges):
+        for index in itertools.product(z, y, x):
             yield self[index]
 
     @property
@@ -246,7 +252,7 @@ class ReadBox:
 class LowerFace:
     """The first `thickness` planes of the core along `axis`, where a neighbour lies before it.
 
-        |bbbbbbbb|LL------|       the block on the right: L. None for blocks at the lower edge.
+    |bbbbbbbb|LL------|       the block on the right: L. None for blocks at the lower edge.
     """
 
     axis: int
@@ -265,6 +271,8 @@ class UpperOverlap:
     """The first `thickness` planes of the *next* block's core, as far as this block reads them.
 
         |bbbbbbbb|UU------|       the block on the left: U. None for blocks at the upper edge.
+
+    While `thickness <= halo <= block_shape`, it is the `LowerFace` of the next block.
     """
 
     axis: int

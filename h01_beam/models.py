@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import math
 import os
@@ -29,7 +28,6 @@ import re
 import sys
 import tempfile
 import threading
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -40,81 +38,40 @@ from absl import logging
 
 from h01_beam import config as config_lib
 from h01_beam import storage
-from h01_beam.geometry import Triple, as_triple
+from h01_beam.geometry import Triple
+from h01_beam.model_file import (
+    CARD,
+    HOW_TO_MAKE,
+    SUFFIX,
+    ModelCard,
+    input_shapes,
+    pack,
+    read_file,
+    to_json,
+    unpack,
+)
+
+__all__ = [
+    'ModelCard',
+    'ModelRef',
+    'Network',
+    'Precision',
+    'RUNTIME_BYTES',
+    'import_keras',
+    'save_model',
+]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 Precision: TypeAlias = Literal['float32', 'bfloat16']
 
-CARD = 'card.json'
-SUFFIX = '.keras'
 # Keras' dtype policies: in the mixed one, variables are float32 and everything else bfloat16.
 _POLICIES: Mapping[str, str] = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16'}
-_HOW_TO_MAKE = 'make one with h01_beam.models.save_model or python -m models.ffn.convert'
-_MIB = 1 << 20
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelCard:
-    """What a user and the inference engine must know about the weights.
-
-    Attributes:
-      name: for people.
-      fov_shape: field of view, zyx voxels; odd.
-      deltas: how far the field of view moves along each axis, zyx voxels; 0 where it does not.
-      voxel_size_nm: zyx, of the images that the network was trained on; None if unknown.
-      image_mean: grey value that becomes 0 before the image enters the network.
-      image_stddev: grey values per unit of the normalized image.
-      depth: pairs of convolutions.
-      features: channels of each convolution.
-      layer_norm: whether the network has layer normalization.
-      recipe: how the weights came to be: data, steps, settings, or what they were made from.
-      scores: what they were measured to reach, and on what.
-    """
-
-    name: str
-    fov_shape: Triple
-    deltas: Triple
-    voxel_size_nm: tuple[float, float, float] | None = None
-    image_mean: float = 128.0
-    image_stddev: float = 33.0
-    depth: int
-    features: int
-    layer_norm: bool = False
-    recipe: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-    scores: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, 'fov_shape', as_triple('card.fov_shape', self.fov_shape))
-        object.__setattr__(self, 'deltas', as_triple('card.deltas', self.deltas))
-        if any(n < 1 or n % 2 == 0 for n in self.fov_shape):
-            raise ValueError(
-                f'card.fov_shape is {self.fov_shape}: must be odd and positive (zyx), '
-                'as a field of view has a centre voxel'
-            )
-        if any(not 0 <= 2 * d < n for d, n in zip(self.deltas, self.fov_shape, strict=True)):
-            raise ValueError(
-                f'card.deltas is {self.deltas}: each must be at least 0 and less than half of '
-                f'card.fov_shape, {self.fov_shape} (zyx), or a move would lose sight of its start'
-            )
-        if not any(self.deltas):
-            raise ValueError(f'card.deltas is {self.deltas}: at least one must be positive')
-        if self.voxel_size_nm is not None:
-            size = tuple(float(v) for v in self.voxel_size_nm)
-            object.__setattr__(self, 'voxel_size_nm', size)
-            if len(size) != 3 or not all(v > 0 and math.isfinite(v) for v in size):
-                raise ValueError(f'card.voxel_size_nm is {size}: must be three positive nm, zyx')
-        if not (self.image_stddev > 0 and math.isfinite(self.image_stddev)):
-            raise ValueError(f'card.image_stddev is {self.image_stddev}: must be positive')
-        if not math.isfinite(self.image_mean):
-            raise ValueError(f'card.image_mean is {self.image_mean}: must be finite')
-        for field in ('depth', 'features'):
-            if getattr(self, field) < 1:
-                raise ValueError(f'card.{field} is {getattr(self, field)}: must be at least 1')
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Of one sample: z, y, x and two channels, normalized image and object logits."""
-        return (*self.fov_shape, 2)
+# Measured on Linux with TensorFlow 2.21, batches of 1 to 16, both precisions, and rounded up.
+RUNTIME_BYTES = 900 << 20
+_WEIGHT_COPIES = 8
+_LIVE_ACTIVATIONS = 8
+_LOGIT_BYTES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +82,13 @@ class ModelRef:
       uri: local path or gs:// URL.
       sha256: of the file, hex; the model's identity wherever results depend on it.
       card: the card in the file.
+      file_bytes: its size.
     """
 
     uri: str
     sha256: str
     card: ModelCard
+    file_bytes: int
 
     @classmethod
     def resolve(cls, uri: str) -> ModelRef:
@@ -140,19 +99,19 @@ class ModelRef:
           ValueError: it is no `.keras` archive, has no card or an invalid one, or its network
             does not take the fields of view that the card states.
         """
-        data = _read(uri)
-        members = _unpack(uri, data)
+        data = read_file(uri)
+        members = unpack(uri, data)
         if CARD not in members:
             raise ValueError(
                 f'model {uri!r} has no card ({CARD} in the archive), so its moves and its '
-                f'normalization are unknown; {_HOW_TO_MAKE}'
+                f'normalization are unknown; {HOW_TO_MAKE}'
             )
         try:
             card = config_lib.from_dict(ModelCard, json.loads(members[CARD]))
         except (ValueError, TypeError) as error:
             raise ValueError(f'model {uri!r} has an invalid card: {error}') from error
-        _check_shape(uri, 'input', card.input_shape, _input_shapes(members['config.json']))
-        return cls(uri, hashlib.sha256(data).hexdigest(), card)
+        _check_shape(uri, 'input', card.input_shape, input_shapes(members['config.json']))
+        return cls(uri, hashlib.sha256(data).hexdigest(), card, len(data))
 
     def load(
         self, *, precision: Precision = 'float32', batch_size: int = 1, threads: int = 1
@@ -162,8 +121,8 @@ class ModelRef:
         Args:
           precision: 'float32', or 'bfloat16' (about twice as fast where processors have it).
           batch_size: samples per call; fixed.
-          threads: of TensorFlow, for one call. They are set once per process: if TensorFlow
-            already runs with another number, that number stays and a warning is logged.
+          threads: of TensorFlow, for one call; 0 for all cores. They are set once per process:
+            if TensorFlow already runs with another number, it stays and a warning is logged.
 
         Raises:
           FileNotFoundError: the file has gone.
@@ -174,9 +133,9 @@ class ModelRef:
             raise ValueError(
                 f'precision is {precision!r}: must be one of {", ".join(get_args(Precision))}'
             )
-        for name, value in (('batch_size', batch_size), ('threads', threads)):
-            if value < 1:
-                raise ValueError(f'{name} is {value}: must be at least 1')
+        for name, value, least in (('batch_size', batch_size, 1), ('threads', threads, 0)):
+            if value < least:
+                raise ValueError(f'{name} is {value}: must be at least {least}')
         key = (self.sha256, precision, batch_size, threads)
         with _cache_lock:
             if key not in _cache:
@@ -184,20 +143,16 @@ class ModelRef:
             return _cache[key]
 
     def projected_bytes(self, batch_size: int, precision: Precision = 'float32') -> int:
-        """Memory of a process that has loaded this model and runs it, by one call at a time.
+        """Memory of the weights and of one forward pass at a time, on a CPU; an upper bound.
 
-        An upper bound for CPUs: the Keras and TensorFlow runtime, and per voxel of the batch
-        the activations that are alive at once.
+        Comes on top of `RUNTIME_BYTES`, which a process pays once.
         """
         channel_bytes = 4 if precision == 'float32' else 2
         per_voxel = _LIVE_ACTIVATIONS * self.card.features * channel_bytes + _LOGIT_BYTES
-        return _RUNTIME_BYTES + batch_size * math.prod(self.card.fov_shape) * per_voxel
+        return _WEIGHT_COPIES * self.file_bytes + (
+            batch_size * math.prod(self.card.fov_shape) * per_voxel
+        )
 
-
-# Measured on Linux with TensorFlow 2.21 (float32 and bfloat16, batches of 1 to 16), rounded up.
-_RUNTIME_BYTES = 900 * _MIB
-_LIVE_ACTIVATIONS = 8
-_LOGIT_BYTES = 64
 
 _cache: dict[tuple[str, str, int, int], Network] = {}
 _cache_lock = threading.Lock()
@@ -265,69 +220,17 @@ def save_model(model: Any, card: ModelCard, uri: str) -> ModelRef:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'model' + SUFFIX)
         _with_precision(model, 'float32').save(path)
-        members = _unpack(uri, path.read_bytes())
+        members = unpack(uri, path.read_bytes())
     metadata = json.loads(members['metadata.json'])
     metadata.pop('date_saved', None)
-    members['metadata.json'] = _to_json(metadata)
-    members[CARD] = _to_json(config_lib.as_dict(card))
-    data = _pack(members)
-    ref = ModelRef(uri, hashlib.sha256(data).hexdigest(), card)
+    members['metadata.json'] = to_json(metadata)
+    members[CARD] = to_json(config_lib.as_dict(card))
+    data = pack(members)
+    ref = ModelRef(uri, hashlib.sha256(data).hexdigest(), card, len(data))
     storage.write_bytes(uri, data)
     beside = {'file': uri.rpartition('/')[2], 'sha256': ref.sha256, **config_lib.as_dict(card)}
-    storage.write_bytes(uri.removesuffix(SUFFIX) + '.' + CARD, _to_json(beside))
+    storage.write_bytes(uri.removesuffix(SUFFIX) + '.' + CARD, to_json(beside))
     return ref
-
-
-def _read(uri: str) -> bytes:
-    try:
-        return storage.read_bytes(uri)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f'model is {uri!r}: there is no such file; {_HOW_TO_MAKE}'
-        ) from None
-    except IsADirectoryError:
-        raise ValueError(
-            f'model is {uri!r}: this is a folder, must be one {SUFFIX} file; {_HOW_TO_MAKE}'
-        ) from None
-
-
-def _unpack(uri: str, data: bytes) -> dict[str, bytes]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
-        json.loads(members['config.json'])
-        return members
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ValueError(
-            f'model {uri!r} is not a {SUFFIX} archive of Keras 3 ({error}): checkpoints and .h5 '
-            f'files must be converted; {_HOW_TO_MAKE}'
-        ) from error
-
-
-def _pack(members: Mapping[str, bytes]) -> bytes:
-    """A zip archive that depends on its contents only: no times, no compression, sorted."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_STORED) as archive:
-        for name in sorted(members):
-            info = zipfile.ZipInfo(name)
-            info.create_system = 3
-            info.external_attr = 0o644 << 16
-            archive.writestr(info, members[name])
-    return buffer.getvalue()
-
-
-def _to_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + '\n').encode()
-
-
-def _input_shapes(config: bytes) -> list[tuple[int, ...]]:
-    layers = json.loads(config).get('config', {}).get('layers', [])
-    shapes = [
-        layer['config'].get('batch_shape') or ()
-        for layer in layers
-        if layer.get('class_name') == 'InputLayer'
-    ]
-    return [tuple(shape[1:]) for shape in shapes]
 
 
 def _check_shapes(uri: str, card: ModelCard, model: Any) -> None:
@@ -341,21 +244,22 @@ def _check_shapes(uri: str, card: ModelCard, model: Any) -> None:
 def _check_shape(uri: str, kind: str, expected: tuple[int, ...], found: list[Any]) -> None:
     if found != [expected]:
         raise ValueError(
-            f'model {uri!r} is no flood-filling network with its card: the {kind} shape is '
-            f'{", ".join(map(str, found)) or "none"}, but card.fov_shape {expected[:3]} (zyx) needs '
-            f'one {kind} of shape {expected}; correct the card, or use another file'
+            f'model {uri!r} is no flood-filling network that fits its card: the shape of its '
+            f'{kind} is {", ".join(map(str, found)) or "not stated"}, but card.fov_shape, '
+            f'{expected[:3]} (zyx), needs one {kind} of shape {expected}; correct the card, or use '
+            'another file'
         )
 
 
 def _load_network(ref: ModelRef, precision: Precision, batch_size: int, threads: int) -> Network:
-    data = _read(ref.uri)
+    data = read_file(ref.uri)
     found = hashlib.sha256(data).hexdigest()
     if found != ref.sha256:
         raise ValueError(
             f'model {ref.uri!r} has SHA-256 {found}, but this run was planned with {ref.sha256}: '
             'the file was replaced; put it back, or start the run again'
         )
-    keras = _import_keras(threads)
+    keras = import_keras(threads)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'model' + SUFFIX)
         path.write_bytes(data)
@@ -376,13 +280,12 @@ def _load_network(ref: ModelRef, precision: Precision, batch_size: int, threads:
 
 def _with_precision(model: Any, precision: Precision) -> Any:
     """A copy of the model, without optimizer, whose layers compute in `precision`."""
-    import keras
-
-    def copy(layer: Any) -> Any:
-        policy = 'float32' if 'logit' in layer.name else _POLICIES[precision]
-        return layer.__class__.from_config({**layer.get_config(), 'dtype': policy})
-
-    result = keras.models.clone_model(model, clone_function=copy)
+    config = model.get_config()
+    for layer in config['layers']:
+        if layer['class_name'] != 'InputLayer':
+            in_float32 = 'logit' in layer['config']['name']
+            layer['config']['dtype'] = 'float32' if in_float32 else _POLICIES[precision]
+    result = type(model).from_config(config)
     result.set_weights(model.get_weights())
     return result
 
@@ -408,7 +311,12 @@ def _compile(model: Any, batch_shape: tuple[int, ...]) -> Callable[[Float32], Fl
     return lambda batch: function(tf.constant(batch)).numpy()
 
 
-def _import_keras(threads: int) -> Any:
+def import_keras(threads: int = 0) -> Any:
+    """Imports Keras and its backend, without their greetings on stderr; returns `keras`.
+
+    Args:
+      threads: of TensorFlow, for one operation; 0 for all cores.
+    """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     with _without_greetings():
         import keras

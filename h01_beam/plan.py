@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+import os
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,24 +72,23 @@ def plan_stage(
     """Checks a stage and says what it would cost.
 
     Raises:
-      ValueError: halo, alignment or memory do not fit; the message says what to change.
+      ValueError: halo, bounds, alignment or memory do not fit, or the output lies on the input;
+        the message says what to change.
     """
     _check_halo(stage, grid)
+    _check_bounds(stage, grid, {**reads, **writes})
+    _check_disjoint(stage, reads, writes)
     for name, write in writes.items():
         _check_alignment(stage, name, write.spec, grid)
     memory = _projected_memory(function, grid, reads, writes, concurrency)
     _check_memory(stage, memory, run, grid, concurrency)
-    block = grid[tuple(n // 2 for n in grid.shape)]  # type: ignore[arg-type]
-    amounts = []
-    for items in (reads, writes):
-        boxes = [(item.region(block), item.spec) for item in items.values()]
-        amounts.append(sum(box.size * spec.voxel_bytes() for box, spec in boxes if box))
+    block = _middle(grid)
     previous = StageRecord.read(run.ledger(stage))
     return StagePlan(
         name=stage,
         blocks=len(grid),
-        read_bytes=amounts[0] * len(grid),
-        write_bytes=amounts[1] * len(grid),
+        read_bytes=_bytes(reads.values(), block) * len(grid),
+        write_bytes=_bytes(writes.values(), block) * len(grid),
         memory_bytes=memory,
         ledger=run.ledger(stage),
         resumes=previous is not None and previous.config == config_hash,
@@ -103,12 +104,44 @@ def _check_halo(stage: str, grid: BlockGrid) -> None:
             )
 
 
+def _check_bounds(stage: str, grid: BlockGrid, items: Mapping[str, Read | Write]) -> None:
+    for name, item in items.items():
+        for block in (grid.block(0), grid.block(len(grid) - 1)):
+            box = item.region(block)
+            if box and not item.spec.bounds.contains(box):
+                raise ValueError(
+                    f'stage {stage}: block {block.index} needs {box} of {name!r}, but '
+                    f'{item.spec.uri!r} covers {item.spec.bounds}; use bounds that lie within it'
+                )
+
+
+def _check_disjoint(stage: str, reads: Mapping[str, Read], writes: Mapping[str, Write]) -> None:
+    # Making a level of a volume anew deletes the levels above it too.
+    for read, write in itertools.product(reads.values(), writes.values()):
+        same = os.path.abspath(read.spec.path) == os.path.abspath(write.spec.path)
+        if same and read.spec.mip >= write.spec.mip:
+            raise ValueError(
+                f'stage {stage}: the output {write.spec.uri!r} would overwrite the input '
+                f'{read.spec.uri!r}; choose another place for the output'
+            )
+
+
+def _middle(grid: BlockGrid) -> Block:
+    z, y, x = (n // 2 for n in grid.shape)
+    return grid[z, y, x]
+
+
+def _bytes(items: Iterable[Read | Write], block: Block) -> int:
+    boxes = [(item.region(block), item.spec) for item in items]
+    return sum(box.size * spec.voxel_bytes() for box, spec in boxes if box)
+
+
 def _check_alignment(stage: str, name: str, spec: VolumeSpec, grid: BlockGrid) -> None:
     unit = spec.write_unit
     for axis, axis_name in enumerate('zyx'):
         offset = grid.bounds.start[axis] - spec.start[axis]
         single = grid.shape[axis] == 1
-        if offset % unit[axis] and offset != 0 or (not single and grid.block_shape[axis] % unit[axis]):
+        if offset % unit[axis] or (not single and grid.block_shape[axis] % unit[axis]):
             what = 'shard' if spec.shard else 'chunk'
             raise ValueError(
                 f'stage {stage}: block_shape {grid.block_shape} does not fit the {what}s {unit} of '
@@ -125,11 +158,12 @@ def _projected_memory(
     concurrency: int,
 ) -> int:
     """Bytes that a worker process needs at most, arrays of all concurrent blocks included."""
-    sample = grid[(0, 0, 0)]
-    middle = grid[tuple(n // 2 for n in grid.shape)]  # type: ignore[arg-type]
+    first = grid.block(0)
+    middle = _middle(grid)
     per_block = 0
-    for item in (*reads.values(), *writes.values()):
-        boxes = [item.region(block) for block in (sample, middle)]
+    items: list[Read | Write] = [*reads.values(), *writes.values()]
+    for item in items:
+        boxes = [item.region(block) for block in (first, middle)]
         per_block += max((b.size for b in boxes if b), default=0) * item.spec.voxel_bytes()
     if hasattr(function, 'working_bytes'):
         per_block += function.working_bytes(grid.largest_read)

@@ -61,7 +61,7 @@ class LedgerProgress:
         if self._enabled:
             self._stop.set()
             self._thread.join(timeout=5)
-            self.update()
+            self._try_update()
             self._bars.stop()
 
     def update(self) -> None:
@@ -78,10 +78,13 @@ class LedgerProgress:
     def _watch(self) -> None:
         remote = any(storage.is_remote(plan.ledger.path) for plan in self._plans)
         while not self._stop.wait(BUCKET_INTERVAL_S if remote else LOCAL_INTERVAL_S):
-            try:
-                self.update()
-            except OSError as error:  # A view that fails must not end the work that it shows.
-                logging.warning('progress: cannot read the ledger: %s', error)
+            self._try_update()
+
+    def _try_update(self) -> None:
+        try:
+            self.update()
+        except OSError as error:  # A view that fails must not end the work that it shows.
+            logging.warning('progress: cannot read the ledger: %s', error)
 
 
 def count_done(plan: StagePlan, since: float) -> int:

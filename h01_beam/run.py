@@ -58,7 +58,7 @@ class Ledger:
         """
         try:
             return Marker(**json.loads(storage.read_bytes(self._file(index))))
-        except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        except (FileNotFoundError, ValueError, TypeError):
             return None
 
     def write(self, index: Triple, marker: Marker) -> None:
@@ -159,7 +159,10 @@ def write_provenance(spec: VolumeSpec, ledger: Ledger, reach: Triple) -> None:
       ledger: of the stage that writes it.
       reach: how far (zyx voxels) a block writes outside of its own core.
     """
-    path = posixpath.relpath(ledger.path, spec.path)
+    path = ledger.path
+    if storage.is_remote(path) == storage.is_remote(spec.path):
+        # Both may be copied elsewhere together.
+        path = posixpath.relpath(path, spec.path)
     record = {'ledger': path, 'reach': reach}
     storage.write_bytes(_provenance_file(spec), json.dumps(record).encode())
 
@@ -172,9 +175,11 @@ def _read_provenance(spec: VolumeSpec) -> tuple[Ledger, Triple] | None:
     except FileNotFoundError:
         return None
     z, y, x = record['reach']
-    head = 'gs://' if storage.is_remote(spec.path) else ''
-    path = posixpath.normpath(posixpath.join(spec.path.removeprefix(head), record['ledger']))
-    return Ledger(head + path), (z, y, x)
+    path = record['ledger']
+    if not storage.is_remote(path):
+        head = 'gs://' if storage.is_remote(spec.path) and not path.startswith('/') else ''
+        path = head + posixpath.normpath(posixpath.join(spec.path.removeprefix(head), path))
+    return Ledger(path), (z, y, x)
 
 
 def _provenance_file(spec: VolumeSpec) -> str:
@@ -229,7 +234,7 @@ class Run:
     """
 
     def __init__(self, path: str, resources: Resources, dry_run: bool = False):
-        self.path = path.rstrip('/') if storage.is_remote(path) else os.path.abspath(path)
+        self.path = _absolute(path)
         self.resources = resources
         self.dry_run = dry_run
         self.plans: list[StagePlan] = []
@@ -266,6 +271,12 @@ class Run:
 
     def figure(self, name: str) -> str:
         return storage.join(self.path, 'figures', name)
+
+
+def _absolute(path: str) -> str:
+    if storage.is_remote(path):
+        return path.rstrip('/')
+    return os.path.abspath(storage.local_path(path))
 
 
 def code_version() -> str:

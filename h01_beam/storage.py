@@ -7,6 +7,7 @@ file, or the new one, never a part of it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -22,7 +23,13 @@ def is_remote(path: str) -> bool:
 
 
 def local_path(path: str) -> Path:
-    """A local path, with an optional `file://` prefix taken off."""
+    """A local path, with an optional `file://` prefix taken off.
+
+    Raises:
+      ValueError: a URL of another scheme, which would make a folder of that name.
+    """
+    if '://' in path.removeprefix('file://'):
+        raise ValueError(f'{path!r}: must be a local path or start with gs:// or file://')
     return Path(path.removeprefix('file://'))
 
 
@@ -39,19 +46,16 @@ def read_bytes(path: str) -> bytes:
     """
     if not is_remote(path):
         return local_path(path).read_bytes()
-    from google.api_core import exceptions
-
-    try:
+    with _cloud_errors(path):
         data: bytes = _blob(path).download_as_bytes()
-        return data
-    except exceptions.NotFound:
-        raise FileNotFoundError(errno.ENOENT, 'no such object', path) from None
+    return data
 
 
 def write_bytes(path: str, data: bytes) -> None:
     """Writes a whole file atomically, making parent folders as needed."""
     if is_remote(path):
-        _blob(path).upload_from_string(data, content_type='application/octet-stream')
+        with _cloud_errors(path):
+            _blob(path).upload_from_string(data, content_type='application/octet-stream')
         return
     target = local_path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +74,8 @@ def write_bytes(path: str, data: bytes) -> None:
 def exists(path: str) -> bool:
     """Whether a file is there."""
     if is_remote(path):
-        return bool(_blob(path).exists())
+        with _cloud_errors(path):
+            return bool(_blob(path).exists())
     return local_path(path).exists()
 
 
@@ -81,16 +86,26 @@ def list_files(prefix: str, suffix: str = '') -> Iterator[str]:
     """
     if is_remote(prefix):
         bucket, _, key = prefix.removeprefix('gs://').partition('/')
-        for blob in _client().list_blobs(bucket, prefix=key.rstrip('/') + '/'):
-            if blob.name.endswith(suffix):
-                yield f'gs://{bucket}/{blob.name}'
+        folder = join(key, '') if key else None
+        with _cloud_errors(prefix):
+            names = [blob.name for blob in _client().list_blobs(bucket, prefix=folder)]
+        yield from (f'gs://{bucket}/{name}' for name in names if name.endswith(suffix))
         return
-    for folder, folders, files in os.walk(local_path(prefix)):
-        folders.sort()
-        for name in sorted(files):
-            # Names that start with a dot are writes in progress (see `write_bytes`).
-            if name.endswith(suffix) and not name.startswith('.'):
-                yield join(folder, name)
+    yield from _list_local(str(local_path(prefix)), suffix)
+
+
+def _list_local(folder: str, suffix: str) -> Iterator[str]:
+    try:
+        entries = [(e.name + '/' * e.is_dir(), e.path) for e in os.scandir(folder)]
+    except FileNotFoundError:
+        return
+    # The order of whole paths, as a bucket lists them.
+    for name, path in sorted(entries):
+        if name.endswith('/'):
+            yield from _list_local(path, suffix)
+        # Names that start with a dot are writes in progress (see `write_bytes`).
+        elif name.endswith(suffix) and not name.startswith('.'):
+            yield path
 
 
 def check_writable(folder: str) -> None:
@@ -109,9 +124,24 @@ def check_writable(folder: str) -> None:
 
 def _delete(path: str) -> None:
     if is_remote(path):
-        _blob(path).delete()
+        with _cloud_errors(path):
+            _blob(path).delete()
     else:
         local_path(path).unlink()
+
+
+@contextlib.contextmanager
+def _cloud_errors(path: str) -> Iterator[None]:
+    """Turns the cloud client's errors into the OSErrors that a local disk would give."""
+    from google.api_core import exceptions
+    from google.auth import exceptions as auth_exceptions
+
+    try:
+        yield
+    except exceptions.NotFound:
+        raise FileNotFoundError(errno.ENOENT, 'no such object or bucket', path) from None
+    except (exceptions.GoogleAPIError, auth_exceptions.GoogleAuthError) as error:
+        raise OSError(f'{path!r} cannot be reached ({type(error).__name__}: {error})') from error
 
 
 @functools.cache

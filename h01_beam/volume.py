@@ -14,7 +14,6 @@ The driver may be left out where the name of the file or the contents of the fol
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -29,11 +28,15 @@ from h01_beam.geometry import BoundingBox, Triple
 
 VoxelSize: TypeAlias = tuple[float, float, float]
 Kind: TypeAlias = Literal['image', 'segmentation']
+DownsampleMethod: TypeAlias = Literal['mean', 'mode', 'min', 'max', 'median', 'stride']
 
-WRITABLE = ('neuroglancer-precomputed', 'zarr3')
+# Formats that are written, and how each can encode chunks.
+ENCODINGS = {
+    'neuroglancer-precomputed': ('raw', 'compressed_segmentation', 'jpeg', 'png'),
+    'zarr3': ('zstd',),
+}
+WRITABLE = tuple(ENCODINGS)
 CHUNKED = (*WRITABLE, 'zarr2')
-# Bounds the memory that all open volumes of a process may keep for chunks.
-CACHE_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +112,7 @@ class VolumeSpec:
 
     @property
     def write_unit(self) -> Triple:
-        """zyx shape that a writer must own whole: a shard, or a chunk."""
+        """Zyx shape that a writer must own whole: a shard, or a chunk."""
         return self.shard or self.chunk
 
     @property
@@ -156,7 +159,7 @@ class Volume:
             voxel_size_nm=None,
             dtype=np.dtype(reader.dtype).name,
             shape=(z, y, x),
-            kind='image' if np.dtype(reader.dtype).itemsize == 1 else 'segmentation',
+            kind=guess_kind(np.dtype(reader.dtype).name),
         )
         return cls(spec, _ForeignArray(reader), _file_fingerprint(parsed))
 
@@ -169,20 +172,24 @@ class Volume:
         Returns:
           the volume, and whether it was made anew (so that no earlier block of it counts).
         """
-        check_spec(spec)
+        spec = check_spec(spec)
+        if cls.is_there(spec):
+            return cls.open(spec.uri), False
         parsed = VolumeUri.parse(spec.uri)
-        try:
-            existing = cls.open(spec.uri)
-            if existing.spec == spec:
-                return existing, False
-        except (FileNotFoundError, ValueError):
-            pass
         make = _create_zarr3 if parsed.driver == 'zarr3' else _create_precomputed
         make(spec, parsed)
         created = cls.open(spec.uri)
         if created.spec != spec:
             raise ValueError(_spec_difference(spec, created.spec))
         return created, True
+
+    @classmethod
+    def is_there(cls, spec: VolumeSpec) -> bool:
+        """Whether there is a volume that `spec` describes, so that `create` will keep it."""
+        try:
+            return cls.open(spec.uri).spec == check_spec(spec)
+        except (FileNotFoundError, ValueError):
+            return False
 
     def read(self, box: BoundingBox) -> np.ndarray:
         """Reads a box, zyx (czyx with channels), in C order.
@@ -196,7 +203,7 @@ class Volume:
         self._check_inside(box)
         try:
             return np.ascontiguousarray(self._array[self._slices(box)].read().result())
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise ValueError(f'cannot read {box} of {self.spec.uri!r}: {error}') from error
 
     def write(self, box: BoundingBox, array: np.ndarray) -> None:
@@ -220,26 +227,43 @@ class Volume:
             raise IndexError(f'box {box} reaches out of {self.spec.uri!r}, whose bounds are {self.bounds}')
 
 
-def check_spec(spec: VolumeSpec) -> None:
-    """Raises a ValueError for a specification that cannot be created."""
+def check_spec(spec: VolumeSpec) -> VolumeSpec:
+    """Returns the specification, its URI in normal form.
+
+    Raises:
+      ValueError: it cannot be created.
+    """
     parsed = VolumeUri.parse(spec.uri)
     if parsed.driver not in WRITABLE:
         raise ValueError(
             f'volume {spec.uri!r}: {parsed.driver} can be read, not written; write to one of '
             + ', '.join(f'PATH|{driver}:' for driver in WRITABLE)
         )
-    if spec.voxel_size_nm is None or min(spec.voxel_size_nm) <= 0:
+    if spec.voxel_size_nm is None or not all(0 < v < math.inf for v in spec.voxel_size_nm):
         raise ValueError(
             f'volume {spec.uri!r}: voxel_size_nm is {spec.voxel_size_nm}: must be three positive '
             'lengths in nm, z, y, x; give --voxel_size_nm'
         )
     if spec.bounds.size == 0:
         raise ValueError(f'volume {spec.uri!r} is empty: shape {spec.shape} has no voxel')
-    if spec.encoding == 'compressed_segmentation' and spec.dtype not in ('uint32', 'uint64'):
+    if min(spec.chunk) < 1 or min(spec.write_unit) < 1:
         raise ValueError(
-            f'volume {spec.uri!r}: dtype {spec.dtype} cannot be stored as compressed_segmentation, '
-            'which needs uint32 or uint64; use encoding raw'
+            f'volume {spec.uri!r}: chunk is {spec.chunk}, shard is {spec.shard}: must be >= 1'
         )
+    _check_encoding(spec, ENCODINGS[parsed.driver])
+    return dataclasses.replace(spec, uri=str(parsed))
+
+
+def _check_encoding(spec: VolumeSpec, known: tuple[str, ...]) -> None:
+    problem = ''
+    if spec.encoding not in known:
+        problem = f'must be one of {", ".join(known)}'
+    elif spec.encoding == 'compressed_segmentation' and spec.dtype not in ('uint32', 'uint64'):
+        problem = f'needs uint32 or uint64, not {spec.dtype}; use encoding raw'
+    elif spec.encoding == 'jpeg' and (spec.kind != 'image' or spec.dtype != 'uint8'):
+        problem = f'would change labels and needs uint8, not {spec.dtype} {spec.kind}; use raw'
+    if problem:
+        raise ValueError(f'volume {spec.uri!r}: encoding {spec.encoding} {problem}')
 
 
 class _ForeignArray:
@@ -250,7 +274,8 @@ class _ForeignArray:
 
     def __getitem__(self, slices: tuple[Any, ...]) -> Any:
         array = np.asarray(self._reader[slices[1:]])
-        return ts.array(array)
+        # Files may be big-endian, which TensorStore takes for native.
+        return ts.array(array.astype(array.dtype.newbyteorder('='), copy=False))
 
 
 # ---------------------------------------------------------------- precomputed: xyz <-> zyx
@@ -271,9 +296,10 @@ def _open_precomputed(parsed: VolumeUri) -> Volume:
     layout = array.chunk_layout
     write_unit = _reverse(layout.write_chunk.shape[:3])
     chunk = _reverse(scale['chunk_sizes'][0])
+    x, y, z = scale['resolution']
     spec = VolumeSpec(
         uri=str(parsed),
-        voxel_size_nm=tuple(float(v) for v in scale['resolution'][::-1]),
+        voxel_size_nm=(float(z), float(y), float(x)),
         dtype=info['data_type'],
         shape=_reverse(scale['size']),
         start=_reverse(scale.get('voxel_offset', (0, 0, 0))),
@@ -296,7 +322,7 @@ def _create_precomputed(spec: VolumeSpec, parsed: VolumeUri) -> None:
         'resolution': spec.voxel_size_nm[::-1],
         'chunk_size': spec.chunk[::-1],
         'encoding': spec.encoding,
-        'key': '_'.join(f'{v:g}' for v in spec.voxel_size_nm[::-1]),
+        'key': '_'.join(f'{v:.12g}' for v in spec.voxel_size_nm[::-1]),
     }
     if spec.encoding == 'compressed_segmentation':
         scale['compressed_segmentation_block_size'] = [8, 8, 8]
@@ -309,6 +335,14 @@ def _create_precomputed(spec: VolumeSpec, parsed: VolumeUri) -> None:
         _drop_levels(info_path, parsed.mip)
     elif parsed.mip:
         raise FileNotFoundError(f'{spec.uri!r}: mip 0 must be created before mip {parsed.mip}')
+    if parsed.mip:
+        # One driver makes all levels, so the update need not be conditional, as TensorStore's is
+        # (bucket emulators know no conditions). Opening it afterwards checks it.
+        info = json.loads(storage.read_bytes(info_path))
+        scale['chunk_sizes'] = [scale.pop('chunk_size')]
+        info['scales'].append(scale)
+        storage.write_bytes(info_path, json.dumps(info).encode())
+        return
     _tensorstore_open(
         {
             'driver': 'neuroglancer_precomputed',
@@ -325,8 +359,8 @@ def _create_precomputed(spec: VolumeSpec, parsed: VolumeUri) -> None:
 
 def _drop_levels(info_path: str, mip: int) -> None:
     """Removes a level that is to be remade, and those made from it, with their chunks."""
-    info = json.loads(storage.read_bytes(info_path))
     folder = info_path.rpartition('/')[0]
+    info = _read_json(info_path, VolumeUri(folder, 'neuroglancer-precomputed', mip=mip))
     for scale in info['scales'][mip:]:
         _kv_delete_folder(storage.join(folder, scale['key']))
     info['scales'] = info['scales'][:mip]
@@ -334,6 +368,17 @@ def _drop_levels(info_path: str, mip: int) -> None:
         _kv_delete(info_path)
     else:
         storage.write_bytes(info_path, json.dumps(info).encode())
+
+
+def fitting_shard(shape: Triple, chunk: Triple, shard: Triple) -> Triple:
+    """The shard for a volume that may be smaller than one: no axis longer than it has to be.
+
+    Precomputed shards are runs of a compressed Morton order, which leaves out the bits that an
+    axis does not need; a shard can then only be the chunks, times a power of 2, that cover it.
+    """
+    cover = (c << max(0, -(-n // c) - 1).bit_length() for n, c in zip(shape, chunk, strict=True))
+    z, y, x = (min(s, c) for s, c in zip(shard, cover, strict=True))
+    return z, y, x
 
 
 def _sharding(spec: VolumeSpec) -> dict[str, Any]:
@@ -386,11 +431,11 @@ def _open_zarr(parsed: VolumeUri) -> Volume:
         voxel_size_nm=voxel_size,  # type: ignore[arg-type]
         dtype=dtype,
         shape=tuple(array.shape[-3:]),
-        start=start,  # type: ignore[arg-type]
+        start=start,
         chunk=tuple(chunk),
         shard=tuple(unit) if tuple(unit) != tuple(chunk) else None,
         encoding='zstd',
-        kind=attributes.get('kind', 'image' if np.dtype(dtype).itemsize == 1 else 'segmentation'),
+        kind=attributes.get('kind', guess_kind(dtype)),
         channels=channels,
     )
     moved = array.translate_to[(0,) * (array.rank - 3) + start]
@@ -505,22 +550,23 @@ def _zarr_attributes(array_path: str, parsed: VolumeUri) -> dict[str, Any]:
 # ---------------------------------------------------------------- shared
 
 
-@functools.cache
-def _context() -> ts.Context:
-    return ts.Context({'cache_pool': {'total_bytes_limit': CACHE_BYTES}})
-
-
 def _tensorstore_open(spec: Mapping[str, Any], parsed: VolumeUri, **options: Any) -> Any:
     try:
-        return ts.open(dict(spec), context=_context(), **options).result()
+        # A context of its own: no cache outlives the volume, so that memory is bounded, and metadata
+        # that another process changed is read afresh.
+        return ts.open(dict(spec), context=ts.Context(), **options).result()
     except ValueError as error:
         if 'NOT_FOUND' in str(error):
             raise FileNotFoundError(f'{str(parsed)!r}: there is no such volume') from error
         raise ValueError(f'cannot open {str(parsed)!r}: {error}') from error
 
 
-def _kvstore(path: str) -> str:
-    return path + '/' if storage.is_remote(path) else f'file://{storage.local_path(path).absolute()}/'
+def _kvstore(path: str) -> dict[str, str]:
+    # Not a URL: names of folders may hold what means something else there, such as % and #.
+    if storage.is_remote(path):
+        bucket, _, key = path.removeprefix('gs://').partition('/')
+        return {'driver': 'gcs', 'bucket': bucket, 'path': f'{key}/' if key else ''}
+    return {'driver': 'file', 'path': f'{storage.local_path(path).absolute()}/'}
 
 
 def _kv_delete(path: str) -> None:
@@ -579,6 +625,12 @@ def _file_fingerprint(parsed: VolumeUri) -> str:
     return _hash([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files] + [parsed.argument])
 
 
+def guess_kind(dtype: str) -> Kind:
+    """What a file probably holds that does not say so: wide integers are labels."""
+    images = ('uint8', 'int8', 'uint16', 'int16', 'float16', 'float32', 'float64')
+    return 'image' if dtype in images else 'segmentation'
+
+
 def _spec_difference(wanted: VolumeSpec, got: VolumeSpec) -> str:
     pairs = [
         f'{f.name} {getattr(wanted, f.name)} became {getattr(got, f.name)}'
@@ -592,7 +644,7 @@ def _spec_difference(wanted: VolumeSpec, got: VolumeSpec) -> str:
 
 
 def downsample(
-    array: np.ndarray, factor: Triple, method: str, start: Triple = (0, 0, 0)
+    array: np.ndarray, factor: Triple, method: DownsampleMethod, start: Triple = (0, 0, 0)
 ) -> np.ndarray:
     """Reduces cells of `factor` voxels to one voxel each.
 

@@ -1,29 +1,31 @@
-"""Scores a segmentation against the truth: VOI, adapted Rand error, coverage, run length.
+r"""Scores a segmentation against the truth: VOI, adapted Rand error, coverage, run length.
 
 Writes SCORES.json, a picture of the worst errors (SCORES.png) and tables of split objects and of
 merging segments (SCORES_truths.parquet, SCORES_segments.parquet).
 
 DirectRunner:
-    python -m pipelines.evaluate --segmentation 'run/volumes/segmentation' \\
+    python -m pipelines.evaluate --segmentation 'run/volumes/segmentation' \
         --truth 'truth.npz|npz:labels' --image 'em|neuroglancer-precomputed:' --output scores.json
 Dataflow:
-    python -m pipelines.evaluate --segmentation 'gs://b/run/volumes/segmentation' \\
-        --truth 'gs://b/truth' --output gs://b/scores.json --run_dir gs://b/evaluate_run \\
-        --runner DataflowRunner --project P --region R --temp_location gs://b/tmp \\
+    python -m pipelines.evaluate --segmentation 'gs://b/run/volumes/segmentation' \
+        --truth 'gs://b/truth' --output gs://b/scores.json --run_dir gs://b/evaluate_run \
+        --runner DataflowRunner --project P --region R --temp_location gs://b/tmp \
         --setup_file ./setup.py
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from typing import Any
 
 from absl import app
 
+from h01_beam import storage
 from h01_beam.blockwise import FinishRun
-from h01_beam.config import apply_overrides, as_dict, from_dict
+from h01_beam.config import apply_overrides, from_dict
 from h01_beam.evaluation.config import EvaluateConfig
 from h01_beam.evaluation.stage import Evaluation, build_evaluate
 from h01_beam.run import Run
@@ -33,7 +35,8 @@ from pipelines import launch
 
 def main(args: argparse.Namespace) -> int:
     def build(root: Any, run: Run) -> None:
-        launch.require_run_dir(args)
+        if not args.run_dir and 'Dataflow' in ' '.join(args.beam):
+            raise ValueError('--run_dir is missing: remote workers need one in a bucket, gs://...')
         evaluation = Evaluation(
             segmentation=Volume.open(args.segmentation).spec,
             truth=Volume.open(args.truth).spec,
@@ -46,5 +49,37 @@ def main(args: argparse.Namespace) -> int:
         build_evaluate(root, evaluation, run)
         root | FinishRun(run)
 
+    # Volumes may have changed since another evaluation, so that nothing of it is reused unless
+    # asked for by a run directory.
     with tempfile.TemporaryDirectory(prefix='evaluate_') as scratch:
         return launch.execute(args, args.run_dir or scratch, build, lambda _: show(args.output))
+
+
+def show(output: str) -> None:
+    scores = json.loads(storage.read_bytes(output))
+    print(f'{"":<24}{"foreground":>12}{"all":>12}')
+    for name, value in scores['foreground'].items():
+        values = (value, scores['all'][name])
+        print(f'{name:<24}' + ''.join(f'{"-" if v is None else f"{v:,.4g}":>12}' for v in values))
+    if scores['voxel_size_nm'] is None:
+        print('no run length: neither volume knows its voxel size; give --voxel_size_nm Z,Y,X')
+    print(f'scored {scores["truth_voxels"]:,} voxels of box {scores["start"]} + {scores["shape"]}')
+    print(f'wrote {output}')
+
+
+def flags() -> argparse.ArgumentParser:
+    result = launch.parser(__doc__ or '', config=False, run_dir=False)
+    result.add_argument('--segmentation', required=True, help='URI of the labels to score')
+    result.add_argument('--truth', required=True, help='URI of the true labels; 0 is not scored')
+    result.add_argument('--image', help='URI of the image, for the picture of the worst errors')
+    result.add_argument('--output', required=True, metavar='SCORES.json')
+    result.add_argument('--voxel_size_nm', type=launch.numbers, metavar='Z,Y,X')
+    result.add_argument('--run_dir', help='keeps finished blocks; needed by remote workers')
+    result.add_argument(
+        '--set', action='append', default=[], metavar='KEY=VALUE', help='see EvaluateConfig'
+    )
+    return result
+
+
+if __name__ == '__main__':
+    app.run(lambda args: sys.exit(main(args)), flags_parser=launch.parse(flags()))

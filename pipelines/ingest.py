@@ -31,7 +31,7 @@ SETTINGS = ('voxel_size_nm', 'kind', 'grey_range', 'chunk', 'shard', 'encoding')
 def main(args: argparse.Namespace) -> int:
     output = args.output if '|' in args.output else args.output + '|neuroglancer-precomputed:'
     # The ledger lives with the volume, so that later runs know which of its blocks changed.
-    run_dir = args.run_dir or storage.join(VolumeUri.parse(output).path, 'ingest')
+    run_dir = args.run_dir or storage.join(output.partition('|')[0], 'ingest')
 
     def build(root: Any, run: Run) -> None:
         given = {name: getattr(args, name) for name in SETTINGS}

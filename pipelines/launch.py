@@ -65,10 +65,12 @@ def parse(flags: argparse.ArgumentParser) -> Callable[[Sequence[str]], argparse.
     def flags_parser(argv: Sequence[str]) -> argparse.Namespace:
         # absl has no flags of ours, but insists that its own be parsed.
         absl_flags.FLAGS(argv[:1])
-        args, args.beam = flags.parse_known_args(argv[1:])
+        args, beam_flags = flags.parse_known_args(argv[1:])
+        args.beam = beam_flags
         logging.use_absl_handler()
         logging.get_absl_handler().addFilter(_not_beam_chatter)
-        logging.set_verbosity(logging.INFO if os.environ.get('H01_BEAM_VERBOSE') else logging.WARNING)
+        verbose = bool(os.environ.get('H01_BEAM_VERBOSE'))
+        logging.set_verbosity(logging.INFO if verbose else logging.WARNING)
         return args
 
     return flags_parser
@@ -124,9 +126,9 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
       ValueError: a flag that neither we nor Beam know, for example a misspelt one.
     """
     options = PipelineOptions(list(flags))
-    unknown = [f for f in flags if f.startswith('--') and not _beam_knows(options, f)]
+    unknown = _unknown_to_beam(options, flags)
     if unknown:
-        raise ValueError(f'unknown flag {unknown[0]!r}: see --help, and Beam\'s pipeline options')
+        raise ValueError(f'unknown flag {unknown[0]!r}: see --help and the pipeline options of Beam')
     standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)
     if standard.runner in (None, 'DirectRunner'):
         standard.runner = 'DirectRunner'
@@ -144,7 +146,7 @@ def describe_plan(run: Run) -> str:
     """The plan as a table: blocks done and left, bytes, memory per worker."""
     lines = [f'{"stage":<28}{"blocks":>10}{"done":>10}{"reads":>12}{"writes":>12}{"memory":>12}']
     for plan in run.plans:
-        done = count_done(plan, float('inf'))
+        done = count_done(plan, float('inf')) if plan.resumes else 0
         lines.append(
             f'{plan.name:<28}{plan.blocks:>10,}{done:>10,}{_gib(plan.read_bytes):>12}'
             f'{_gib(plan.write_bytes):>12}{_gib(plan.memory_bytes):>12}'
@@ -176,10 +178,14 @@ def _is_template(flags: Sequence[str]) -> bool:
     return any(flag.startswith('--template_location') for flag in flags)
 
 
-def _beam_knows(options: PipelineOptions, flag: str) -> bool:
-    name = flag[2:].partition('=')[0]
-    known = options.get_all_options(retain_unknown_options=False)
-    return name in known or name.removeprefix('no_') in known
+def _unknown_to_beam(options: PipelineOptions, flags: Sequence[str]) -> list[str]:
+    # Names of flags and of options differ (--experiment, experiments), so Beam's parser must say.
+    unknown: list[str] = []
+    options.get_all_options(
+        add_extra_args_fn=lambda beam: unknown.extend(beam.parse_known_args(list(flags))[1]),
+        retain_unknown_options=True,  # Else Beam logs a warning of its own.
+    )
+    return unknown
 
 
 def _root_cause(error: BaseException) -> str:

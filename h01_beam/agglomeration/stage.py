@@ -52,7 +52,7 @@ class AssignSegments(beam.PTransform):
         self._local_bits = local_bits
         self._shard_rows = shard_rows
         self._run = run
-        self._files = _Files(run.path, grid)
+        self._files = _Files(run.path, grid, local_bits)
         plan = StagePlan(
             name='components', blocks=0, read_bytes=0, write_bytes=0, resumes=False,
             memory_bytes=200 * shard_rows, ledger=run.ledger('components'),
@@ -91,7 +91,7 @@ class AssignSegments(beam.PTransform):
             (roots | 'ByBucket' >> beam.FlatMap(_by_bucket, self._local_bits), buckets)
             | beam.Flatten()
             | beam.GroupByKey()
-            | 'WriteParts' >> beam.MapTuple(self._files.write_parts, local_bits=self._local_bits)
+            | 'WriteParts' >> beam.Map(self._files.write_parts)
             | 'CountRows' >> beam.CombineGlobally(_Total())
             | 'Finish' >> beam.Map(self._files.finish, current)
         )
@@ -106,9 +106,10 @@ class AssignSegments(beam.PTransform):
 class _Files:
     """What the stage reads and writes; travels to the workers."""
 
-    def __init__(self, run_path: str, grid: BlockGrid):
+    def __init__(self, run_path: str, grid: BlockGrid, local_bits: int):
         self._run_path = run_path
         self._grid = grid
+        self._local_bits = local_bits
 
     def is_current(self, edges: dict[str, Any]) -> dict[str, Any]:
         """Whether the segments of these very edges are already there."""
@@ -123,15 +124,14 @@ class _Files:
         part = self._run().table_part('edges', self._grid.index(linear))
         return tables.from_parquet(storage.read_bytes(part))
 
-    def write_parts(
-        self, bucket: int, batches: Iterable[bytes | None], local_bits: int
-    ) -> dict[str, int]:
+    def write_parts(self, grouped: tuple[int, Iterable[bytes | None]]) -> dict[str, int]:
         """Writes one part for each block of a bucket, an empty one too: old ones must go."""
+        bucket, batches = grouped
         pairs = [np.frombuffer(batch, np.uint64).reshape(2, -1) for batch in batches if batch]
         nodes, roots = np.concatenate(pairs, axis=1) if pairs else np.empty((2, 0), np.uint64)
         order = np.argsort(nodes)
         nodes, roots = nodes[order], roots[order]
-        blocks = nodes >> np.uint64(local_bits)
+        blocks = nodes >> np.uint64(self._local_bits)
         first, last = bucket * BUCKET, min((bucket + 1) * BUCKET, len(self._grid))
         for linear in range(first, last):
             low, high = np.searchsorted(blocks, [linear, linear + 1])

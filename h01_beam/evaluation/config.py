@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from h01_beam.geometry import Triple, as_triple
-from h01_beam.morphology.skeletons import SkeletonConfig
+from h01_beam.morphology.teasar import SkeletonConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,13 @@ import fastremap
 import numpy as np
 from numpy.typing import NDArray
 
+from h01_beam import tables
+
 Ids = NDArray[np.uint64]
 Counts = NDArray[np.int64]
 Column = Literal['segment', 'truth']
 
+OVERLAPS = tables.Schema({'segment': 'uint64', 'truth': 'uint64', 'voxels': 'int64'})
 # A table of at most this many (segment, truth) bins is counted densely: 64 MB of int64.
 _MAX_BINS = 1 << 23
 

@@ -12,8 +12,8 @@ error that is laborious to undo weighs more than a split. Source: Januszewski et
 mergers as in Wei et al., AxonEM (MICCAI 2021). In `foreground` only edges with both nodes in some
 segment count.
 
-Only the look-up of labels touches voxels, and it is done by block
-(`morphology.skeletons.sample_labels`). Skeletons are then scored object by object (`score_skeletons`), and what they leave is scored segment by segment
+Only the look-up of labels touches voxels, and it is done by block (`sample_labels`). Skeletons are
+then scored object by object (`score_skeletons`), and what they leave is scored segment by segment
 (`score_runs`); both leave sums that add.
 """
 

@@ -14,11 +14,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from h01_beam import tables
 from h01_beam.evaluation.contingency import Column, Counts, Ids, Overlaps
 from h01_beam.evaluation.scores import nlogn, sum_by
 from h01_beam.geometry import BoundingBox
 
 Table = dict[str, NDArray[Any]]
+TRUTHS = tables.Schema(
+    {
+        'truth': 'uint64',
+        'voxels': 'int64',
+        'labelled_voxels': 'int64',
+        'segments': 'int64',
+        'largest_segment': 'uint64',
+        'largest_fraction': 'float64',
+        'voi_split': 'float64',
+    }
+)
+SEGMENTS = tables.Schema(
+    {
+        'segment': 'uint64',
+        'voxels': 'int64',
+        'truths': 'int64',
+        'largest_truth': 'uint64',
+        'largest_fraction': 'float64',
+        'voi_merge': 'float64',
+    }
+)
 
 
 def tabulate_truths(rows: Overlaps, scored_voxels: int, min_fraction: float = 0.01) -> Table:

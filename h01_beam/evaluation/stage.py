@@ -23,10 +23,11 @@ from apache_beam.pvalue import AsDict, AsSingleton, TaggedOutput
 from numpy.typing import NDArray
 
 from h01_beam import storage, tables
-from h01_beam.blockwise import BlockResult, MapBlocks
+from h01_beam.blockwise import MapBlocks
 from h01_beam.evaluation import erl, errors, figures
 from h01_beam.evaluation.config import EvaluateConfig
 from h01_beam.evaluation.contingency import (
+    OVERLAPS,
     Overlaps,
     count_overlaps,
     merge_rows,
@@ -35,34 +36,12 @@ from h01_beam.evaluation.contingency import (
 )
 from h01_beam.evaluation.scores import OverlapSums, Scores, score, sum_segments, sum_truths
 from h01_beam.geometry import Block, BlockGrid, BoundingBox, Triple
-from h01_beam.morphology.extents import Extents, measure_extents, merge_extents
+from h01_beam.morphology.extents import EXTENTS, Extents, measure_extents, merge_extents
 from h01_beam.morphology.skeletons import Skeletons
-from h01_beam.morphology.stage import EXTENTS, SampleNodes, SkeletonizeObjects
+from h01_beam.morphology.stage import SampleNodes, SkeletonizeObjects
+from h01_beam.plan import BlockResult
 from h01_beam.run import Run
 from h01_beam.volume import Volume, VolumeSpec, VoxelSize
-
-OVERLAPS = tables.Schema({'segment': 'uint64', 'truth': 'uint64', 'voxels': 'int64'})
-TRUTHS = tables.Schema(
-    {
-        'truth': 'uint64',
-        'voxels': 'int64',
-        'labelled_voxels': 'int64',
-        'segments': 'int64',
-        'largest_segment': 'uint64',
-        'largest_fraction': 'float64',
-        'voi_split': 'float64',
-    }
-)
-SEGMENTS = tables.Schema(
-    {
-        'segment': 'uint64',
-        'voxels': 'int64',
-        'truths': 'int64',
-        'largest_truth': 'uint64',
-        'largest_fraction': 'float64',
-        'voi_merge': 'float64',
-    }
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,8 +78,8 @@ class Evaluation:
         for name, size in others:
             if not np.allclose(first[1], size, rtol=1e-3):
                 raise ValueError(
-                    f'voxel_size_nm of {first[0]} is {first[1]}, but that of {name} is {size}: must '
-                    'be the same (z, y, x); choose the mip of both volumes that agree, with ?mip=N'
+                    f'voxel_size_nm of {first[0]} is {first[1]}, but that of {name} is {size}: '
+                    'must be the same (z, y, x); choose mips that agree, with ?mip=N'
                 )
         object.__setattr__(self, 'voxel_size_nm', first[1])
         for name in ('truth', 'segmentation', 'image'):
@@ -108,7 +87,7 @@ class Evaluation:
             if spec is not None and not spec.bounds.contains(self.bounds):
                 raise ValueError(
                     f'{name} covers {spec.bounds}, but the evaluated box is {self.bounds}: it must '
-                    'lie within; choose a smaller box with --set start=[z,y,x] --set shape=[z,y,x], '
+                    'lie within; choose a box with --set start=[z,y,x] --set shape=[z,y,x], '
                     'or check that the volumes belong together'
                 )
 
@@ -154,7 +133,7 @@ def build_evaluate(
     )
     sums = (
         overlaps
-        | 'Sum' >> beam.MapTuple(_sum_overlaps)
+        | 'Sum' >> beam.Map(_sum_overlaps)
         | 'AddSums' >> beam.CombineGlobally(_AddSums(OverlapSums()))
     )
     run_sums = _measure_runs(blocks, evaluation, grid, partitions, run)
@@ -202,8 +181,9 @@ def _read_overlaps(
             yield ('segment', part), labelled
 
 
-def _sum_overlaps(key: tuple[str, int], rows: Overlaps) -> OverlapSums:
-    return sum_truths(rows) if key[0] == 'truth' else sum_segments(rows)
+def _sum_overlaps(keyed: tuple[tuple[str, int], Overlaps]) -> OverlapSums:
+    (kind, _), rows = keyed
+    return sum_truths(rows) if kind == 'truth' else sum_segments(rows)
 
 
 class _AddSums(beam.CombineFn):
@@ -250,17 +230,18 @@ def _tabulate_errors(
     config = evaluation.config
     return (
         overlaps
-        | 'Tabulate' >> beam.MapTuple(_tabulate, AsSingleton(sums), config.min_fraction)
+        | 'Tabulate' >> beam.Map(_tabulate, AsSingleton(sums), config.min_fraction)
         | 'JoinTables' >> beam.CombinePerKey(_WorstRows(config.table_rows))
-        | 'WriteTables' >> beam.MapTuple(_write_table, evaluation)
+        | 'WriteTables' >> beam.Map(_write_table, evaluation)
     )
 
 
 def _tabulate(
-    key: tuple[str, int], rows: Overlaps, sums: OverlapSums, min_fraction: float
+    keyed: tuple[tuple[str, int], Overlaps], sums: OverlapSums, min_fraction: float
 ) -> tuple[str, errors.Table]:
-    make = errors.tabulate_truths if key[0] == 'truth' else errors.tabulate_segments
-    return key[0], make(rows, sums.labelled_voxels, min_fraction)
+    (kind, _), rows = keyed
+    make = errors.tabulate_truths if kind == 'truth' else errors.tabulate_segments
+    return kind, make(rows, sums.labelled_voxels, min_fraction)
 
 
 class _WorstRows(beam.CombineFn):
@@ -286,8 +267,12 @@ class _WorstRows(beam.CombineFn):
         return table
 
 
-def _write_table(kind: str, table: errors.Table, evaluation: Evaluation) -> tuple[str, Any]:
-    schema, parts = (TRUTHS, 'segments') if kind == 'truth' else (SEGMENTS, 'truths')
+def _write_table(
+    keyed: tuple[str, errors.Table], evaluation: Evaluation
+) -> tuple[str, errors.Table]:
+    """Writes a table; returns the rows to be drawn: with several parts that count."""
+    kind, table = keyed
+    schema, parts = (errors.TRUTHS, 'segments') if kind == 'truth' else (errors.SEGMENTS, 'truths')
     path = f'{_stem(evaluation)}_{kind}s.parquet'
     storage.write_bytes(path, tables.to_parquet(table, schema))
     several = np.flatnonzero(table[parts] > 1)[: evaluation.config.pictured]
@@ -312,6 +297,7 @@ def _measure_runs(
         | 'Skeletons'
         >> SkeletonizeObjects(
             evaluation.truth.uri,
+            evaluation.bounds,
             evaluation.voxel_size_nm,
             config.skeletons,
             config.max_object_voxels,
@@ -322,7 +308,7 @@ def _measure_runs(
     merged = (
         scored['runs']
         | 'JoinRuns' >> beam.CombinePerKey(erl.join_runs)
-        | 'ScoreRuns' >> beam.MapTuple(_score_runs, config.merge_tolerance_nodes)
+        | 'ScoreRuns' >> beam.Map(_score_runs, config.merge_tolerance_nodes)
     )
     return (scored['sums'], merged) | 'FlattenRuns' >> beam.Flatten() | 'AddRuns' >> zero
 
@@ -345,8 +331,8 @@ class _ScoreObject(beam.DoFn):
         yield from erl.partition_runs(runs, partitions)
 
 
-def _score_runs(_: int, runs: erl.Runs, merge_tolerance_nodes: int) -> erl.RunSums:
-    return erl.score_runs(runs, merge_tolerance_nodes)
+def _score_runs(keyed: tuple[int, erl.Runs], merge_tolerance_nodes: int) -> erl.RunSums:
+    return erl.score_runs(keyed[1], merge_tolerance_nodes)
 
 
 # ------------------------------------------------------------------ worst errors -> picture
@@ -426,13 +412,13 @@ def _cut_crops(
     if kind not in worst or kind not in parts:
         return []
     table, config = worst[kind], evaluation.config
-    specs = (evaluation.segmentation, evaluation.truth, evaluation.image)
-    volumes = [Volume.open(spec.uri) if spec else None for spec in specs]
+    segmentation = Volume.open(evaluation.segmentation.uri)
+    truth = Volume.open(evaluation.truth.uri)
+    image = Volume.open(evaluation.image.uri) if evaluation.image else None
     crops = []
     for row, target in enumerate(table[kind]):
         view = errors.choose_view(parts[kind], int(target))
         box = errors.crop_around(view, config.crop, evaluation.bounds)
-        segmentation, truth, image = (v.read(box)[0] if v else None for v in volumes)
         crops.append(
             figures.ErrorCrop(
                 kind='split' if kind == 'truth' else 'merge',
@@ -440,9 +426,9 @@ def _cut_crops(
                 bits=float(table['voi_split' if kind == 'truth' else 'voi_merge'][row]),
                 parts=int(table['segments' if kind == 'truth' else 'truths'][row]),
                 largest_fraction=float(table['largest_fraction'][row]),
-                segmentation=segmentation,
-                truth=truth,
-                image=image,
+                segmentation=segmentation.read(box)[0],
+                truth=truth.read(box)[0],
+                image=image.read(box)[0] if image else None,
                 voxel_size_nm=evaluation.voxel_size_nm and evaluation.voxel_size_nm[1:],
                 min_fraction=config.min_fraction,
             )

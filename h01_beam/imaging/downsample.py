@@ -7,14 +7,17 @@ the most frequent label for segmentations.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 
-from h01_beam.geometry import Block, Triple, as_triple
-from h01_beam.volume import VolumeSpec, VoxelSize, downsample
-
-Method = Literal['mean', 'mode', 'min', 'max', 'median', 'stride']
+from h01_beam.geometry import Block, CoreBox, Triple, as_triple
+from h01_beam.volume import (
+    DownsampleMethod,
+    VolumeSpec,
+    VoxelSize,
+    downsample,
+    fitting_shard,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ class DownsampleConfig:
 
     levels: int | None = None
     factors: tuple[Triple, ...] | None = None
-    method: Method | None = None
+    method: DownsampleMethod | None = None
     block_chunks: Triple = (2, 2, 2)
     shard: Triple | None = None
 
@@ -47,14 +50,16 @@ class DownsampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DownsampleBlock:
-    """Reduces one block: zyx array -> smaller zyx array of the same dtype."""
+    """Reduces one block: zyx array over `region` -> smaller zyx array of the same dtype."""
 
     factor: Triple
-    method: Method
+    method: DownsampleMethod
+    region: CoreBox
 
     def __call__(self, source: np.ndarray, block: Block) -> np.ndarray:
-        start = block.core.scale_up(self.factor).start
-        return downsample(source, self.factor, self.method, start)
+        box = self.region(block)
+        assert box is not None
+        return downsample(source, self.factor, self.method, box.start)
 
 
 def choose_factor(voxel_size_nm: VoxelSize) -> Triple:
@@ -65,7 +70,16 @@ def choose_factor(voxel_size_nm: VoxelSize) -> Triple:
 
 
 def pyramid_specs(base: VolumeSpec, config: DownsampleConfig) -> list[tuple[Triple, VolumeSpec]]:
-    """Factor to the level below and specification of every level above mip 0."""
+    """Factor to the level below and specification of every level above mip 0.
+
+    Raises:
+      ValueError: `base` has no voxel size.
+    """
+    if base.voxel_size_nm is None:
+        raise ValueError(
+            f'volume {base.uri!r} does not say its voxel size, which a pyramid needs; give it one '
+            'with `python -m pipelines.ingest --voxel_size_nm Z,Y,X`'
+        )
     levels: list[tuple[Triple, VolumeSpec]] = []
     spec = base
     count = config.levels if config.levels is not None else 32
@@ -93,5 +107,5 @@ def _next_level(below: VolumeSpec, factor: Triple, shard: Triple | None) -> Volu
         voxel_size_nm=(z, y, x),
         start=bounds.start,
         shape=bounds.shape,
-        shard=shard,
+        shard=fitting_shard(bounds.shape, below.chunk, shard) if shard else None,
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
 from h01_beam.geometry import Block, Triple
-from h01_beam.volume import Kind, VolumeSpec, VoxelSize
+from h01_beam.volume import Kind, VolumeSpec, VoxelSize, fitting_shard, guess_kind
 
 # What Neuroglancer's precomputed format can hold, and what else is turned into it.
 STORED = ('uint8', 'int8', 'uint16', 'int16', 'uint32', 'int32', 'uint64', 'float32')
@@ -36,9 +37,12 @@ class IngestConfig:
     encoding: str | None = None
 
     def __post_init__(self) -> None:
-        if min(self.voxel_size_nm) <= 0:
+        if not all(0 < size < math.inf for size in self.voxel_size_nm):
             raise ValueError(f'voxel_size_nm is {self.voxel_size_nm}: must be positive nm, z, y, x')
-        if self.grey_range and self.grey_range[0] >= self.grey_range[1]:
+        for name, shape in (('chunk', self.chunk), ('shard', self.shard or self.chunk)):
+            if min(shape) < 1:
+                raise ValueError(f'{name} is {shape}: every extent must be >= 1 voxel')
+        if self.grey_range and not -math.inf < self.grey_range[0] < self.grey_range[1] < math.inf:
             raise ValueError(f'grey_range is {self.grey_range}: must be LOW,HIGH with LOW < HIGH')
 
 
@@ -50,10 +54,11 @@ class ConvertBlock:
     grey_range: tuple[float, float] | None
 
     def __call__(self, source: np.ndarray, block: Block) -> np.ndarray:
-        if source.dtype.kind == 'f' and np.isnan(source).any():
-            first = np.argwhere(np.isnan(source))[0] + block.core.start
+        if source.dtype.kind == 'f' and not np.isfinite(source).all():
+            wrong = np.argwhere(~np.isfinite(source))
+            first = wrong[0] + block.core.start
             raise ValueError(
-                f'{int(np.isnan(source).sum())} voxels are NaN, the first at {tuple(first.tolist())} '
+                f'{len(wrong)} voxels are NaN or infinite, the first at {tuple(first.tolist())} '
                 '(zyx): images must be finite; fill missing voxels with 0 and mask them'
             )
         if self.grey_range:
@@ -61,7 +66,11 @@ class ConvertBlock:
             scaled = (source.astype(np.float32) - low) * (255.0 / (high - low))
             return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
         if source.dtype.kind == 'i' and np.dtype(self.dtype).kind == 'u' and (source < 0).any():
-            raise ValueError('labels are negative: ids must be >= 0, 0 for unlabelled voxels')
+            first = np.argwhere(source < 0)[0] + block.core.start
+            raise ValueError(
+                f'labels are negative, the first at {tuple(first.tolist())} (zyx): ids must be >= 0, '
+                '0 for unlabelled voxels'
+            )
         return source.astype(self.dtype)
 
 
@@ -71,7 +80,7 @@ def output_spec(source: VolumeSpec, uri: str, config: IngestConfig) -> VolumeSpe
     Raises:
       ValueError: the dtype can be neither stored nor converted.
     """
-    kind = config.kind or _guess_kind(source.dtype)
+    kind = config.kind or guess_kind(source.dtype)
     dtype = 'uint8' if config.grey_range else LABEL_CASTS.get(source.dtype, source.dtype)
     if dtype not in STORED:
         raise ValueError(
@@ -80,8 +89,9 @@ def output_spec(source: VolumeSpec, uri: str, config: IngestConfig) -> VolumeSpe
         )
     wide_labels = kind == 'segmentation' and dtype in ('uint32', 'uint64')
     encoding = config.encoding or ('compressed_segmentation' if wide_labels else 'raw')
-    if uri.rstrip(':').endswith('zarr3'):
+    if config.encoding is None and uri.rstrip(':').endswith('zarr3'):
         encoding = 'zstd'
+    shard = fitting_shard(source.shape, config.chunk, config.shard) if config.shard else None
     return VolumeSpec(
         uri=uri,
         voxel_size_nm=config.voxel_size_nm,
@@ -89,7 +99,7 @@ def output_spec(source: VolumeSpec, uri: str, config: IngestConfig) -> VolumeSpe
         shape=source.shape,
         start=source.start,
         chunk=config.chunk,
-        shard=config.shard,
+        shard=shard,
         encoding=encoding,
         kind=kind,
     )
@@ -100,8 +110,3 @@ def block_shape(spec: VolumeSpec) -> Triple:
     z, y, x = spec.write_unit
     wide = max(1, 512 // max(y, x))
     return z, y * wide, x * wide
-
-
-def _guess_kind(dtype: str) -> Kind:
-    images = ('uint8', 'int8', 'uint16', 'int16', 'float16', 'float32', 'float64')
-    return 'image' if dtype in images else 'segmentation'

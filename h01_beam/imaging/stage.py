@@ -43,12 +43,13 @@ def build_downsample(
         block_shape = tuple(
             n * unit for n, unit in zip(config.block_chunks, spec.write_unit, strict=True)
         )
+        region = CoreBox(factor, below.bounds)
         done.append(
             root
             | MapBlocks(
-                DownsampleBlock(factor, method),
+                DownsampleBlock(factor, method, region),
                 stage=f'downsample_{name}_mip{spec.mip}',
-                reads={'source': Read(below, CoreBox(factor, below.bounds))},
+                reads={'source': Read(below, region)},
                 writes={'level': spec},
                 grid=BlockGrid(spec.bounds, block_shape),  # type: ignore[arg-type]
                 config=[factor, method],

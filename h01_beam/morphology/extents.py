@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from h01_beam import tables
+
 Ids = NDArray[np.uint64]
 Counts = NDArray[np.int64]
 
@@ -53,6 +55,7 @@ class Extents:
         return Extents(*(column[rows] for column in self.columns().values()))
 
 
+EXTENTS = tables.Schema({'label': 'uint64', **{f.name: 'int64' for f in fields(Extents)[1:]}})
 _NO_EXTENTS = Extents(np.empty(0, np.uint64), *(np.empty(0, np.int64) for _ in range(7)))
 
 

@@ -16,20 +16,12 @@ import apache_beam as beam
 import numpy as np
 from numpy.typing import NDArray
 
-from h01_beam import tables
 from h01_beam.geometry import BlockGrid, BoundingBox
 from h01_beam.morphology.extents import Extents
-from h01_beam.morphology.skeletons import (
-    SkeletonConfig,
-    Skeletons,
-    sample_labels,
-    skeletonize,
-)
+from h01_beam.morphology.skeletons import Skeletons, sample_labels
+from h01_beam.morphology.teasar import SkeletonConfig, skeletonize
 from h01_beam.volume import Volume, VoxelSize
 
-EXTENTS = tables.Schema(
-    {'label': 'uint64', **{f.name: 'int64' for f in dataclasses.fields(Extents)[1:]}}
-)
 # (label, (places of the nodes in the object's table, (n, 3) zyx nodes)), grouped by block.
 NodesInBlock = tuple[int, tuple[NDArray[np.int64], NDArray[np.int64]]]
 
@@ -39,6 +31,7 @@ class SkeletonizeObjects(beam.PTransform):
 
     Args:
       uri: the volume of labels.
+      bounds: the box of it that counts; objects are cut there.
       voxel_size_nm: zyx.
       config: see `SkeletonConfig`.
       max_object_voxels: largest box that one worker may load.
@@ -47,17 +40,25 @@ class SkeletonizeObjects(beam.PTransform):
     """
 
     def __init__(
-        self, uri: str, voxel_size_nm: VoxelSize, config: SkeletonConfig, max_object_voxels: int
+        self,
+        uri: str,
+        bounds: BoundingBox,
+        voxel_size_nm: VoxelSize,
+        config: SkeletonConfig,
+        max_object_voxels: int,
     ) -> None:
         super().__init__()
-        self._uri, self._voxel_size_nm, self._config = uri, voxel_size_nm, config
+        self._uri, self._bounds = uri, bounds
+        self._voxel_size_nm, self._config = voxel_size_nm, config
         self._max_object_voxels = max_object_voxels
 
     def expand(self, extents: beam.PCollection) -> beam.PCollection:
         return (
             extents
             | 'Objects'
-            >> beam.FlatMapTuple(_list_objects, self._config.min_voxels, self._max_object_voxels)
+            >> beam.FlatMap(
+                _list_objects, self._bounds, self._config.min_voxels, self._max_object_voxels
+            )
             | 'Spread' >> beam.Reshuffle()
             | 'Skeletonize'
             >> beam.ParDo(_Skeletonize(self._uri, self._voxel_size_nm, self._config))
@@ -81,7 +82,7 @@ class SampleNodes(beam.PTransform):
     def expand(self, skeletons: beam.PCollection) -> beam.PCollection:
         labels = (
             skeletons
-            | 'NodesByBlock' >> beam.FlatMapTuple(_split_by_block, self._grid)
+            | 'NodesByBlock' >> beam.FlatMap(_split_by_block, self._grid)
             | 'GroupByBlock' >> beam.GroupByKey()
             | 'Sample' >> beam.ParDo(_SampleBlock(self._uri, self._grid))
         )
@@ -93,15 +94,20 @@ class SampleNodes(beam.PTransform):
 
 
 def _list_objects(
-    _: Any, extents: Extents, min_voxels: int, max_object_voxels: int
+    keyed: tuple[Any, Extents], bounds: BoundingBox, min_voxels: int, max_object_voxels: int
 ) -> Iterator[tuple[int, BoundingBox]]:
-    """Yields (label, box) of the objects that are large enough for a skeleton."""
+    """Yields (label, box) of the objects that are large enough for a skeleton.
+
+    Boxes have a margin of one voxel, without which the object's outermost surface would not show.
+    """
+    extents = keyed[1]
     for row in np.flatnonzero(extents.voxels >= min_voxels):
         one = {name: int(column[row]) for name, column in extents.columns().items()}
         box = BoundingBox.from_bounds(
             (one['start_z'], one['start_y'], one['start_x']),
             (one['end_z'], one['end_y'], one['end_x']),
         )
+        box = box.pad((1, 1, 1), (1, 1, 1)).intersection(bounds) or box
         if box.size > max_object_voxels:
             raise ValueError(
                 f'object {one["label"]} fills a box of {box.size:,} voxels: at most '
@@ -130,8 +136,9 @@ class _Skeletonize(beam.DoFn):
 
 
 def _split_by_block(
-    label: int, skeletons: Skeletons, grid: BlockGrid
+    keyed: tuple[int, Skeletons], grid: BlockGrid
 ) -> Iterator[tuple[int, NodesInBlock]]:
+    label, skeletons = keyed
     index = (skeletons.nodes - np.asarray(grid.bounds.start)) // np.asarray(grid.block_shape)
     linear = np.ravel_multi_index(tuple(index.T), grid.shape)
     for block in np.unique(linear):

@@ -20,7 +20,7 @@ from h01_beam.segmentation.movement import FaceMaxima, MovementQueue
 
 Float32 = npt.NDArray[np.float32]
 # (normalized image, object logits) of one field of view, zyx float32, to the updated logits.
-# The two inputs are only valid during the call; the result is read once and never written to.
+# The inputs are valid during the call only, and not to be written to; nor is the result.
 Predict = Callable[[Float32, Float32], Float32]
 
 OBJECT_DTYPE = np.dtype(
@@ -190,10 +190,11 @@ class Canvas:
         self.predict_s += time.perf_counter() - started
 
         self._check(logits, position)
-        if self._config.disco_seed_threshold is not None:
-            logits = self._keep_disconnected(logits, painted, self._config.disco_seed_threshold)
-        painted[...] = logits
-        return logits
+        if self._freezes(logits):
+            np.copyto(painted, logits, where=self._may_change(logits))
+        else:
+            np.copyto(painted, logits)
+        return painted
 
     def _check(self, logits: Float32, position: Triple) -> None:
         if logits.shape != self._fov_shape:
@@ -208,14 +209,18 @@ class Canvas:
                 'not work at this precision or on this image; try precision float32'
             )
 
-    def _keep_disconnected(
-        self, logits: Float32, painted: Float32, disco_seed_threshold: float
-    ) -> Float32:
-        if np.mean(logits >= self._move_logit) <= disco_seed_threshold:
-            return logits
-        # Comparisons with NaN are false: what was not visited may take any value.
-        risen = (painted < 0.0) & (logits > painted)
-        return np.where(risen, painted, logits)
+    def _freezes(self, logits: Float32) -> bool:
+        threshold = self._config.disco_seed_threshold
+        if threshold is None:
+            return False
+        return np.count_nonzero(logits >= self._move_logit) > threshold * logits.size
+
+    def _may_change(self, logits: Float32) -> npt.NDArray[np.bool_]:
+        """All voxels but those once seen below 0.5 (logit 0) that would rise."""
+        allowed = logits <= self._logit_fov
+        allowed |= self._logit_fov >= 0.0
+        allowed |= self._unvisited
+        return allowed
 
     def _keep(self) -> int:
         """Labels the flooded object if it is big enough; returns its new voxels, or 0."""

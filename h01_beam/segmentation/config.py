@@ -46,13 +46,13 @@ class InferenceConfig:
       precision: 'float32', or 'bfloat16' where the processor has it.
       batch_size: FOVs per call of the network; the shape is fixed and padded.
       canvases: blocks that one worker process floods at once.
-      threads: of one worker process, for the network; 0 shares the cores among the workers.
+      threads: of one worker process, for the network; DirectRunner has one process per core.
     """
 
     precision: Literal['float32', 'bfloat16'] = 'float32'
     batch_size: int = 1
     canvases: int = 2
-    threads: int = 0
+    threads: int = 1
 
     def __post_init__(self) -> None:
         for name in ('batch_size', 'canvases'):

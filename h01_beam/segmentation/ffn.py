@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -70,8 +70,8 @@ def flood_fill(
     Args:
       image: zyx uint8.
       predict: takes the normalized image and the object logits of one FOV (zyx float32, the
-        unvisited voxels at `pad_value`) and returns the updated logits (zyx float32). Its
-        arguments are overwritten after the call. See `executor.BatchExecutor.client`.
+        unvisited voxels at `pad_value`) and returns the updated logits (zyx float32). It must
+        not write to its arguments, which are reused after the call. See `executor.BatchExecutor.client`.
       fov_shape: zyx shape of the FOV.
       deltas: zyx steps of the FOV.
       config: thresholds and policies; the published ones when None.
@@ -95,17 +95,26 @@ def flood_fill(
     check_image(image, fov_shape, mask)
     check_deltas(fov_shape, deltas)
 
-    canvas = Canvas(image, predict, fov_shape, deltas, config, mask)
-    seconds = {'seeds': 0.0}
-    for seed in _seeds(image, fov_shape, config, mask, seed_points, seed_region, seconds):
-        canvas.segment(seed)
+    # Before the canvas is made, because the two need their memory one after the other.
+    if seed_points is None:
+        seed_points = seeds.propose_seeds(
+            image, config.seed_policy, mask=mask, voxel_size_nm=config.seed_voxel_size_nm
+        )
+    usable = seeds.usable_seeds(seed_points, image.shape, fov_shape, seed_region)
+    seeds_s = time.perf_counter() - started
 
-    seconds |= {'predict': canvas.predict_s, 'total': time.perf_counter() - started}
+    canvas = Canvas(image, predict, fov_shape, deltas, config, mask)
+    for z, y, x in usable.tolist():
+        canvas.segment((z, y, x))
     return FloodFill(
         labels=canvas.labels,
         objects=np.array(canvas.objects, OBJECT_DTYPE),
         counters=canvas.counters,
-        seconds=seconds,
+        seconds={
+            'seeds': seeds_s,
+            'predict': canvas.predict_s,
+            'total': time.perf_counter() - started,
+        },
     )
 
 
@@ -143,23 +152,3 @@ def check_image(
             f'mask has shape {mask.shape} and dtype {mask.dtype}: must be bool of the shape of '
             f'the image, {image.shape}; compare it, for example mask = labels > 0'
         )
-
-
-def _seeds(
-    image: npt.NDArray[np.uint8],
-    fov_shape: Triple,
-    config: FfnConfig,
-    mask: npt.NDArray[np.bool_] | None,
-    points: npt.NDArray[np.integer] | None,
-    region: tuple[slice, slice, slice] | None,
-    seconds: dict[str, float],
-) -> Iterator[Triple]:
-    """Yields the seeds to try, computing them when the first is asked for."""
-    started = time.perf_counter()
-    if points is None:
-        points = seeds.propose_seeds(
-            image, config.seed_policy, mask=mask, voxel_size_nm=config.seed_voxel_size_nm
-        )
-    usable = seeds.usable_seeds(points, image.shape, fov_shape, region).tolist()
-    seconds['seeds'] = time.perf_counter() - started
-    yield from ((z, y, x) for z, y, x in usable)

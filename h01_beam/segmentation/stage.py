@@ -1,14 +1,15 @@
 """From an image to one segmentation: flood -> match -> components -> relabel -> pyramid.
 
-    flood        blocks   image + halo -> supervoxels (core), overlap planes, object rows
-    match        pairs    supervoxels and overlap planes -> edges between neighbours' supervoxels
-    components   graph    edges -> smallest supervoxel of each component, one part per block
-    relabel      blocks   supervoxels -> segmentation with global ids
-    downsample   blocks   segmentation -> its pyramid
+flood        blocks   image + halo -> supervoxels (core), overlap planes, object rows
+match        pairs    supervoxels and overlap planes -> edges between neighbours' supervoxels
+components   graph    edges -> smallest supervoxel of each component, one part per block
+relabel      blocks   supervoxels -> segmentation with global ids
+downsample   blocks   segmentation -> its pyramid
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import apache_beam as beam
@@ -50,7 +51,7 @@ def build_segment(root: Any, config: SegmentConfig, run: Run) -> VolumeSpec:
     )
     run.write_manifest('segmentation', config, {'ffn': model.sha256})
     supervoxels = _work_volume(labels, 'supervoxels', run)
-    overlaps = {axis: _work_volume(labels, f'overlap_{"zyx"[axis]}', run) for axis in AXES}
+    overlaps = {axis: _overlap_volume(labels, axis, config, run) for axis in AXES}
 
     flooded = root | _flood(config, image, model, grid, supervoxels, overlaps, run)
     matched = root | _match(config.reconcile, grid, supervoxels, overlaps, run, flooded)
@@ -83,6 +84,21 @@ def _work_volume(labels: VolumeSpec, name: str, run: Run) -> VolumeSpec:
         encoding='zstd',
         kind='segmentation',
     )
+
+
+def _overlap_volume(
+    labels: VolumeSpec, axis: int, config: SegmentConfig, run: Run
+) -> VolumeSpec:
+    """Sparse: only the first planes of every core are written, one layer of chunks each."""
+    thickness, chunk = config.reconcile.thickness, list(labels.chunk)
+    if config.grid.block_shape[axis] % thickness:
+        raise ValueError(
+            f'reconcile.thickness is {thickness}: must divide grid.block_shape '
+            f'{config.grid.block_shape}, so that overlap planes fill whole chunks'
+        )
+    chunk[axis] = thickness
+    spec = _work_volume(labels, f'overlap_{"zyx"[axis]}', run)
+    return dataclasses.replace(spec, chunk=(chunk[0], chunk[1], chunk[2]), shard=None)
 
 
 def _flood(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -120,24 +121,72 @@ def test_messages_survive_the_way(columns: list[list[int]]) -> None:
     assert [column.tolist() for column in again.columns] == columns
 
 
-@hypothesis.settings(max_examples=6)
+def eager(
+    batches: list[Batch], partitions: int, rounds: int, shard_rows: int, rng: np.random.Generator
+) -> dict[int, Batch]:
+    """The steps without Beam; a shuffle groups by key and mixes the order of everything else."""
+
+    def outputs(step: beam.DoFn, *arguments: Any) -> dict[str | None, list[Any]]:
+        sorted_: dict[str | None, list[Any]] = collections.defaultdict(list)
+        for output in step.process(*arguments):
+            tagged = isinstance(output, beam.pvalue.TaggedOutput)
+            sorted_[output.tag if tagged else None].append(output.value if tagged else output)
+        return sorted_
+
+    def shuffle_into(
+        step: beam.DoFn, elements: list[Any], *side: Any
+    ) -> dict[str | None, list[Any]]:
+        groups = collections.defaultdict(list)
+        for i in rng.permutation(len(elements)):
+            groups[elements[i][0]].append(elements[i][1])
+        merged: dict[str | None, list[Any]] = collections.defaultdict(list)
+        for keyed in groups.items():
+            for tag, values in outputs(step, keyed, *side).items():
+                merged[tag] += values
+        return merged
+
+    contract = components._Contract(partitions, shard_rows)
+    step: dict[str | None, list[Any]] = collections.defaultdict(list)
+    for batch in batches:
+        contract.start_bundle()
+        for tag, values in outputs(contract, batch).items():
+            step[tag] += values
+        for value in contract.finish_bundle():
+            tagged = isinstance(value, beam.pvalue.TaggedOutput)
+            step[value.tag if tagged else None].append((value.value if tagged else value).value)
+    states, answers, claims = [], [], []
+    for round_ in range(rounds):
+        shards, last = step['shards'], round_ == rounds - 1
+        elect = components._Elect(partitions, shard_rows, round_, last)
+        elected = shuffle_into(elect, step[None] + claims, shards)
+        states.append(elected['states'])
+        answers.append(elected['answers'])
+        claims = elected['claims']
+        step = shuffle_into(
+            components._Merge(partitions, shard_rows, round_ + 1), elected[None], shards
+        )
+    late: list[Any] = []
+    for round_ in reversed(range(rounds - 1)):
+        resolve = components._Resolve(final=round_ == 0)
+        late = shuffle_into(resolve, states[round_] + answers[round_ + 1] + late)[None]
+    assert len({partition for partition, _ in late}) == len(late)
+    return dict(late)
+
+
 @hypothesis.given(
-    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=60),
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=90),
     st.integers(1, 5),
-    st.integers(2, 20),
-    st.integers(1, 7),
+    st.integers(2, 30),
+    st.integers(1, 9),
+    st.integers(0, 2**32),
 )
 def test_any_small_graph(
-    tmp_path_factory: pytest.TempPathFactory,
-    edges: list[tuple[int, int]],
-    partitions: int,
-    shard_rows: int,
-    batches: int,
+    edges: list[tuple[int, int]], partitions: int, shard_rows: int, batches: int, seed: int
 ) -> None:
     a, b = ids(e[0] for e in edges), ids(e[1] for e in edges)
-    transform = ConnectedComponents(partitions, 24, shard_rows)
-    folder = tmp_path_factory.mktemp('graph') / 'out'
-    assert_components(run(batches_of(a, b, batches), transform, folder)[0], a, b)
+    rng = np.random.default_rng(seed)
+    got = eager(batches_of(a, b, batches), partitions, 40, shard_rows, rng)
+    assert_components({key: (batch['node'], batch['root']) for key, batch in got.items()}, a, b)
 
 
 def test_nothing_but_the_edges_matters(folder: Callable[[], Any]) -> None:
@@ -273,12 +322,19 @@ def test_memory_of_every_step_is_bounded_by_its_rows() -> None:
     links = [Message(2, 0, (node[p], other[p])).pack() for p in parts]
     shards = [(i, count) for i in range(pieces)]
     edges = {'a': node[: rows // 2], 'b': other[: rows // 2]}
-    bounds = {
+    nodes, of_node = np.unique(other, return_inverse=True)
+    state = Message(3, 0, (np.sort(node), of_node, nodes)).pack()
+    answers = [Message(5, 0, (part, part)).pack() for part in np.array_split(nodes, pieces)]
+    requests = [Message(4, i, (np.arange(i, rows, pieces),)).pack() for i in range(pieces)]
+    resolve = components._Resolve(final=False)
+    peaks = {
+        'contract': _peak_bytes(lambda: (*contract.process(edges), *contract.finish_bundle())),
         'elect': _peak_bytes(lambda: elect.process((0, offers), shards)),
         'merge': _peak_bytes(lambda: merge.process((0, links), shards)),
-        'contract': _peak_bytes(lambda: (*contract.process(edges), *contract.finish_bundle())),
+        'resolve': _peak_bytes(lambda: resolve.process((0, [state, *answers, *requests]))),
     }
-    per_row = {name: peak / rows for name, peak in bounds.items()}
+    # And the messages themselves, which were there before.
+    per_row = {name: peak / rows + 48 for name, peak in peaks.items()}
     assert max(per_row.values()) < components.BYTES_PER_ROW, per_row
 
 

@@ -20,10 +20,10 @@ import numpy as np
 from h01_beam.models import ModelCard, save_model
 from models.ffn.network import build_ffn
 
-FOV, DELTAS, DEPTH = (9, 17, 17), (2, 4, 4), 6
+FOV, DELTAS, DEPTH = (5, 9, 9), (2, 4, 4), 6
 
 
-def bright_ffn(threshold: float = 0.0, voxel_size_nm=None) -> tuple[keras.Model, ModelCard]:
+def bright_ffn(threshold: float = -0.4, voxel_size_nm=None) -> tuple[keras.Model, ModelCard]:
     """The network and its card; `threshold` is the normalized grey of a membrane's flank."""
     model = build_ffn(FOV, depth=DEPTH, features=4)
     for layer in model.layers:

@@ -430,3 +430,35 @@ def test_wrong_prediction_is_refused():
 def test_impossible_setting_is_refused(field, value, rule):
     with pytest.raises(ValueError, match=rf'ffn\.{field} is .*{rule}'):
         FfnConfig(**{field: value})
+
+
+@pytest.mark.slow
+def test_published_objects_are_reproduced_to_the_voxel(shared_data, tmp_path):
+    from models.ffn.convert import convert
+
+    folder = shared_data / 'fib25'
+    model = convert(
+        str(folder / 'google_ffn_checkpoint' / 'model.ckpt-27465036'),
+        str(tmp_path / 'fib25.keras'),
+        fov_shape=(33, 33, 33),
+        deltas=(8, 8, 8),
+    )
+    network = model.load(precision='float32', batch_size=1, threads=1)
+    image = np.load(folder / 'fib25_z0-170.npz')['image']
+    published = np.load(folder / 'google_ffn_published_z0-170.npz')['labels']
+    fov_shape = model.card.fov_shape
+    canvas = Canvas(
+        image,
+        lambda image_fov, logit_fov: network(np.stack([image_fov, logit_fov], axis=-1)[None])[0],
+        fov_shape,
+        model.card.deltas,
+        FfnConfig(),
+    )
+    points = seeds.usable_seeds(seeds.propose_seeds(image), image.shape, fov_shape)
+    found = published[tuple(points.T)]
+    for label, steps in ((2, 7), (3, 1), (7, 8), (16, 3)):
+        canvas.labels[...] = np.where(published < label, published, 0)
+        seed = tuple(points[found == label][0].tolist())
+        assert canvas.flood(seed) == steps
+        painted = canvas.logits >= logit(FfnConfig().segment_threshold)
+        np.testing.assert_array_equal(painted & (canvas.labels == 0), published == label)

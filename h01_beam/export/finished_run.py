@@ -1,0 +1,122 @@
+"""What a run directory holds, for those who look at it: volumes, markers and rows, in samples.
+
+Nothing here reads a whole run: a run of ten million blocks is sampled like one of ten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from h01_beam import storage, tables
+from h01_beam.geometry import Block
+from h01_beam.run import Marker, Run, StageRecord
+from h01_beam.volume import Kind
+
+# Keys of a manifest's config that hold the URI of a volume to look at, in the order of layers.
+VOLUME_KEYS = ('image', 'volume', 'output', 'segmentation', 'truth')
+LABEL_KEYS = ('segmentation', 'truth')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A volume to look at.
+
+    Attributes:
+      name: what people call it.
+      uri: the volume; see `h01_beam.volume`.
+      kind: what it is shown as; None leaves it to the volume.
+    """
+
+    name: str
+    uri: str
+    kind: Kind | None = None
+
+
+class FinishedRun:
+    """A run directory, read only.
+
+    Attributes:
+      path: the run directory, local or in a bucket.
+    """
+
+    def __init__(self, path: str):
+        self._run = Run(path, resources=None, dry_run=True)  # type: ignore[arg-type]
+        self.path = self._run.path
+
+    @functools.cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The content of run.json.
+
+        Raises:
+          FileNotFoundError: this is no run directory.
+        """
+        try:
+            text = storage.read_bytes(storage.join(self.path, 'run.json'))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f'run_dir is {self.path!r}: there is no run.json in it; give the directory of a '
+                'run, or name volumes with --volume'
+            ) from None
+        manifest: dict[str, Any] = json.loads(text)
+        return manifest
+
+    @property
+    def segmentation_uri(self) -> str:
+        """Where a segmentation job puts its result."""
+        return self._run.volume_uri('segmentation')
+
+    def layers(self) -> list[Layer]:
+        """The volumes of the run that people want to see: its inputs, then its result."""
+        config = self.manifest['config']
+        found = [
+            Layer(name=key, uri=config[key], kind='segmentation' if key in LABEL_KEYS else None)
+            for key in VOLUME_KEYS
+            if isinstance(config.get(key), str)
+        ]
+        if self.manifest['job'] == 'segmentation':
+            found.append(Layer(name='segmentation', uri=self.segmentation_uri, kind='segmentation'))
+        return found
+
+    def figure(self, name: str) -> str:
+        """Path of a picture that belongs to the run."""
+        return self._run.figure(name)
+
+    def sample_markers(self, stage: str, most: int = 1024) -> list[tuple[Block, Marker]]:
+        """Blocks of a stage with their markers, evenly spread over the grid.
+
+        Args:
+          stage: its name; one that never ran has no blocks.
+          most: bound on the number of markers that are read.
+        """
+        ledger = self._run.ledger(stage)
+        pairs = ((block, ledger.read(block.index)) for block in self._sample_blocks(stage, most))
+        return [(block, marker) for block, marker in pairs if marker is not None]
+
+    def sample_rows(
+        self, table: str, stage: str, schema: tables.Schema, most: int = 256
+    ) -> tables.Columns:
+        """Rows of a table, from blocks that are evenly spread over the grid.
+
+        Args:
+          table: its name.
+          stage: the stage that wrote it.
+          schema: its columns.
+          most: bound on the number of parts that are read.
+        """
+        paths = [self._run.table_part(table, b.index) for b in self._sample_blocks(stage, most)]
+        parts = (tables.from_parquet(storage.read_bytes(p)) for p in paths if storage.exists(p))
+        return tables.concatenate(parts, schema)
+
+    def _sample_blocks(self, stage: str, most: int) -> Iterator[Block]:
+        record = StageRecord.read(self._run.ledger(stage))
+        if record is None:
+            return
+        count = len(record.grid)
+        for linear in np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)):
+            yield record.grid[record.grid.index(int(linear))]
