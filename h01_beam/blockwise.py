@@ -34,7 +34,7 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
 from h01_beam import config as config_lib
-from h01_beam import plan, report, storage, tables
+from h01_beam import plan, report, storage, tables, worker
 from h01_beam.geometry import Block, BlockGrid, BoundingBox
 from h01_beam.plan import BlockResult, Read, Write
 from h01_beam.run import (
@@ -197,6 +197,7 @@ class _ProcessBlocks(beam.DoFn):
         self._blocks_reused = beam.metrics.Metrics.counter(stage, 'blocks_reused')
 
     def setup(self) -> None:
+        worker.exit_with_launcher()
         # Volumes of the same run exist by now: they are made before launch.
         self._sources = {name: Volume.open(read.spec.uri) for name, read in self._reads.items()}
         self._targets = {name: Volume.open(write.spec.uri) for name, write in self._writes.items()}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import logging
 import re
-import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -84,9 +84,9 @@ def driver_of(path: str) -> str | None:
     }  # fmt: skip
     if suffix in by_suffix:
         return by_suffix[suffix]
-    folder = storage.local_path(path)
-    if not storage.is_remote(path) and folder.is_dir() and _section_files(folder):
-        return 'images'
+    if not storage.is_remote(path):
+        folder = storage.local_path(path)
+        return 'images' if folder.is_dir() and _section_files(folder) else None
     return None
 
 
@@ -136,14 +136,33 @@ def _pick(path: str, names: list[str], wanted: str) -> str:
     )
 
 
-def _open_tiff(path: str) -> Any:
+def _open_tiff(path: str) -> np.ndarray:
+    try:
+        return _read_tiff(storage.local_path(path))
+    except Exception as error:  # The codecs raise types of their own.
+        raise ValueError(
+            f'{path!r} is not a readable TIFF stack ({error}); it may be truncated'
+        ) from error
+
+
+def _read_tiff(path: Path) -> np.ndarray:
     import tifffile
 
+    # Of a stack that was cut short, tifffile returns the pages that are left, and logs an error.
+    complaints: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: complaints.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger('tifffile')
+    logger.addHandler(handler)
     try:
-        with tifffile.TiffFile(storage.local_path(path)) as file:
-            return file.series[0].asarray(out='memmap' if file.series[0].size > 2**28 else None)
-    except (tifffile.TiffFileError, IndexError, ValueError, struct.error, zlib.error) as error:
-        raise ValueError(f'{path!r} is not a readable TIFF stack ({error})') from error
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            array: np.ndarray = series.asarray(out='memmap' if series.size > 2**28 else None)
+    finally:
+        logger.removeHandler(handler)
+    if complaints:
+        raise ValueError(complaints[0])
+    return array
 
 
 def _section_files(folder: Path) -> list[Path]:
@@ -203,11 +222,9 @@ def _read_section(file: Path) -> np.ndarray:
         if file.suffix.lower() == '.png':
             import imagecodecs
 
-            section = imagecodecs.imread(str(file))
+            section = imagecodecs.png_decode(file.read_bytes())
         else:
-            import tifffile
-
-            section = tifffile.imread(file)
+            section = _read_tiff(file)
     except Exception as error:  # The codecs raise types of their own.
         raise ValueError(
             f'section {str(file)!r} is not a readable image ({type(error).__name__}: {error}); '

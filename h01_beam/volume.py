@@ -230,6 +230,8 @@ class Volume:
 def check_spec(spec: VolumeSpec) -> VolumeSpec:
     """Returns the specification, its URI in normal form.
 
+    The shard of a precomputed volume shrinks where the volume ends before it.
+
     Raises:
       ValueError: it cannot be created.
     """
@@ -251,7 +253,10 @@ def check_spec(spec: VolumeSpec) -> VolumeSpec:
             f'volume {spec.uri!r}: chunk is {spec.chunk}, shard is {spec.shard}: must be >= 1'
         )
     _check_encoding(spec, ENCODINGS[parsed.driver])
-    return dataclasses.replace(spec, uri=str(parsed))
+    shard = spec.shard
+    if shard and parsed.driver == 'neuroglancer-precomputed':
+        shard = _fitting_shard(spec.shape, spec.chunk, shard)
+    return dataclasses.replace(spec, uri=str(parsed), shard=shard)
 
 
 def _check_encoding(spec: VolumeSpec, known: tuple[str, ...]) -> None:
@@ -370,28 +375,28 @@ def _drop_levels(info_path: str, mip: int) -> None:
         storage.write_bytes(info_path, json.dumps(info).encode())
 
 
-def fitting_shard(shape: Triple, chunk: Triple, shard: Triple) -> Triple:
-    """The shard for a volume that may be smaller than one: no axis longer than it has to be.
+def _fitting_shard(shape: Triple, chunk: Triple, shard: Triple) -> Triple:
+    """A shard along each axis, but no more chunks than the volume has.
 
-    Precomputed shards are runs of a compressed Morton order, which leaves out the bits that an
-    axis does not need; a shard can then only be the chunks, times a power of 2, that cover it.
+    The compressed Morton order of the chunks leaves out the bits that an axis does not need.
     """
-    cover = (c << max(0, -(-n // c) - 1).bit_length() for n, c in zip(shape, chunk, strict=True))
-    z, y, x = (min(s, c) for s, c in zip(shard, cover, strict=True))
+    z, y, x = (min(s, -(-n // c) * c) for n, c, s in zip(shape, chunk, shard, strict=True))
     return z, y, x
 
 
 def _sharding(spec: VolumeSpec) -> dict[str, Any]:
     """Bits such that one shard of the compressed Morton order is the asked-for box."""
     assert spec.shard is not None
-    ratios = [s / c for s, c in zip(spec.shard, spec.chunk, strict=True)]
-    bits_per_axis = [math.log2(r) if r >= 1 else -1 for r in ratios]
-    if not all(b >= 0 and b.is_integer() for b in map(float, bits_per_axis)):
-        raise ValueError(
-            f'volume {spec.uri!r}: shard {spec.shard} must be chunk {spec.chunk} times powers of 2'
-        )
-    bits = int(sum(bits_per_axis))
     cells = [-(-n // c) for n, c in zip(spec.shape, spec.chunk, strict=True)]
+    bits = 0
+    for size, chunk, count in zip(spec.shard, spec.chunk, cells, strict=True):
+        ratio = size // chunk
+        if size % chunk or (ratio & (ratio - 1) and ratio != count):
+            raise ValueError(
+                f'volume {spec.uri!r}: shard {spec.shard} must be chunk {spec.chunk} times powers '
+                'of 2'
+            )
+        bits += (ratio - 1).bit_length()
     total = sum(max(0, (n - 1).bit_length()) for n in cells)
     # Each minishard is fetched whole when one chunk is asked for its index: keep them small.
     preshift = min(bits, 6)

@@ -13,9 +13,14 @@ from typing import Any
 import apache_beam as beam
 from absl import flags as absl_flags
 from absl import logging
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+)
 
-from h01_beam import storage
+from h01_beam import storage, worker
 from h01_beam.progress import LedgerProgress, count_done
 from h01_beam.run import Resources, Run
 
@@ -105,6 +110,7 @@ def execute(
         print(describe_plan(run))
         return 0
     try:
+        worker.announce_launcher()
         with LedgerProgress(run.plans):
             result = pipeline.run()
             if not _is_template(args.beam):
@@ -129,6 +135,8 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
     unknown = _unknown_to_beam(options, flags)
     if unknown:
         raise ValueError(f'unknown flag {unknown[0]!r}: see --help and the pipeline options of Beam')
+    # Every DoFn lives in the library: nothing of the script need be pickled.
+    options.view_as(SetupOptions).save_main_session = False
     standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)
     if standard.runner in (None, 'DirectRunner'):
         standard.runner = 'DirectRunner'

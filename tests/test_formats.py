@@ -3,6 +3,7 @@ from __future__ import annotations
 import h5py
 import imagecodecs
 import numpy as np
+import PIL.Image
 import pytest
 import tifffile
 
@@ -28,12 +29,25 @@ def write_npz(folder, image):
 
 def write_hdf5(folder, image):
     with h5py.File(folder / 'em.h5', 'w') as file:
-        file.create_dataset('volumes/raw', data=image, chunks=(2, 3, 4), compression='gzip')
+        chunks = (2, 3, 4)[: image.ndim] + (1,) * (image.ndim - 3)
+        file.create_dataset('volumes/raw', data=image, chunks=chunks, compression='gzip')
     return folder / 'em.h5'
 
 
 def write_tiff(folder, image):
     tifffile.imwrite(folder / 'em.tif', image)
+    return folder / 'em.tif'
+
+
+def write_plain_tiff(folder, image):
+    # As most programs write stacks: one page after the other.
+    pages = [PIL.Image.fromarray(section) for section in image]
+    pages[0].save(folder / 'em.tif', save_all=True, append_images=pages[1:])
+    return folder / 'em.tif'
+
+
+def write_packed_tiff(folder, image):
+    tifffile.imwrite(folder / 'em.tif', image, compression='zlib')
     return folder / 'em.tif'
 
 
@@ -53,7 +67,10 @@ def write_tiff_sections(folder, image):
     return write_sections(folder, image, 'tif')
 
 
-WRITERS = [write_npy, write_npz, write_hdf5, write_tiff, write_sections, write_tiff_sections]
+WRITERS = [
+    write_npy, write_npz, write_hdf5, write_tiff, write_plain_tiff, write_packed_tiff,
+    write_sections, write_tiff_sections,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize('image', [IMAGE, WIDE], ids=['uint8', 'uint16'])
@@ -125,14 +142,15 @@ def test_a_missing_file_with_a_driver_is_named(tmp_path):
 
 
 @pytest.mark.parametrize('kept', [0.0, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize('write', [write_npy, write_npz, write_hdf5, write_tiff])
+@pytest.mark.parametrize(
+    'write', [write_npy, write_npz, write_hdf5, write_plain_tiff, write_packed_tiff]
+)
 def test_a_truncated_file_is_named(tmp_path, write, kept):
     path = write(tmp_path, np.random.default_rng(0).integers(0, 255, (20, 30, 40), np.uint8))
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data))])
-    with pytest.raises(ValueError, match=rf'em\{path.suffix}'):
-        volume = Volume.open(str(path))
-        assert volume.spec.shape != (20, 30, 40)
+    with pytest.raises(ValueError, match=rf'em\{path.suffix}.* is not a readable'):
+        Volume.open(str(path))
 
 
 def test_a_file_of_another_format_is_named(tmp_path):

@@ -119,8 +119,8 @@ class _FileHandler(neuroglancer.server.BaseRequestHandler):
         except FileNotFoundError:
             self.send_error(404)
         except IndexError:
+            self.set_status(416)
             self.set_header('Content-Range', f'bytes */{size}')
-            self.send_error(416)
         except (ValueError, OSError) as error:
             logging.error('cannot read %s of %s: %s', key, name, error)
             self.send_error(500)

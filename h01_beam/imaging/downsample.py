@@ -11,13 +11,7 @@ import dataclasses
 import numpy as np
 
 from h01_beam.geometry import Block, CoreBox, Triple, as_triple
-from h01_beam.volume import (
-    DownsampleMethod,
-    VolumeSpec,
-    VoxelSize,
-    downsample,
-    fitting_shard,
-)
+from h01_beam.volume import DownsampleMethod, VolumeSpec, VoxelSize, downsample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,5 +101,5 @@ def _next_level(below: VolumeSpec, factor: Triple, shard: Triple | None) -> Volu
         voxel_size_nm=(z, y, x),
         start=bounds.start,
         shape=bounds.shape,
-        shard=fitting_shard(bounds.shape, below.chunk, shard) if shard else None,
+        shard=shard,
     )

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from h01_beam.geometry import Block, Triple
-from h01_beam.volume import Kind, VolumeSpec, VoxelSize, fitting_shard, guess_kind
+from h01_beam.volume import Kind, VolumeSpec, VoxelSize, guess_kind
 
 # What Neuroglancer's precomputed format can hold, and what else is turned into it.
 STORED = ('uint8', 'int8', 'uint16', 'int16', 'uint32', 'int32', 'uint64', 'float32')
@@ -91,7 +91,6 @@ def output_spec(source: VolumeSpec, uri: str, config: IngestConfig) -> VolumeSpe
     encoding = config.encoding or ('compressed_segmentation' if wide_labels else 'raw')
     if config.encoding is None and uri.rstrip(':').endswith('zarr3'):
         encoding = 'zstd'
-    shard = fitting_shard(source.shape, config.chunk, config.shard) if config.shard else None
     return VolumeSpec(
         uri=uri,
         voxel_size_nm=config.voxel_size_nm,
@@ -99,7 +98,7 @@ def output_spec(source: VolumeSpec, uri: str, config: IngestConfig) -> VolumeSpe
         shape=source.shape,
         start=source.start,
         chunk=config.chunk,
-        shard=shard,
+        shard=config.shard,
         encoding=encoding,
         kind=kind,
     )

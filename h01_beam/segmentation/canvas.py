@@ -213,7 +213,7 @@ class Canvas:
         threshold = self._config.disco_seed_threshold
         if threshold is None:
             return False
-        return np.count_nonzero(logits >= self._move_logit) > threshold * logits.size
+        return int(np.count_nonzero(logits >= self._move_logit)) > threshold * logits.size
 
     def _may_change(self, logits: Float32) -> npt.NDArray[np.bool_]:
         """All voxels but those once seen below 0.5 (logit 0) that would rise."""

@@ -71,7 +71,8 @@ def flood_fill(
       image: zyx uint8.
       predict: takes the normalized image and the object logits of one FOV (zyx float32, the
         unvisited voxels at `pad_value`) and returns the updated logits (zyx float32). It must
-        not write to its arguments, which are reused after the call. See `executor.BatchExecutor.client`.
+        not write to its arguments, which are reused after the call. Many canvases share one
+        network through `executor.BatchExecutor.client`.
       fov_shape: zyx shape of the FOV.
       deltas: zyx steps of the FOV.
       config: thresholds and policies; the published ones when None.

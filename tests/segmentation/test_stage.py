@@ -46,7 +46,7 @@ def _config(tissue: dict[str, str], **changes) -> SegmentConfig:
         image=tissue['image'],
         model=tissue['model'],
         grid=GridConfig(block_shape=(20, 48, 64), halo=(8, 12, 12)),
-        ffn=FfnConfig(min_segment_size=200, seed_voxel_size_nm=VOXEL_SIZE_NM),
+        ffn=FfnConfig(min_segment_size=200, disco_seed_threshold=None, seed_voxel_size_nm=VOXEL_SIZE_NM),
         inference=InferenceConfig(canvases=2, batch_size=1, threads=1),
         output=OutputConfig(chunk=(20, 16, 32)),
     )
@@ -92,9 +92,33 @@ def test_blocks_become_the_objects_of_the_tissue(tissue, finished) -> None:
     voxels = {true: sum(n for (_, t), n in counts.items() if t == true) for true in found}
     best = {true: max(n for (s, t), n in counts.items() if s and t == true) for true in found}
     labelled = sum(n for (seg, _), n in counts.items() if seg)
-    assert labelled > 0.75 * sum(voxels.values())
+    assert labelled > 0.4 * sum(voxels.values())
     # Nearly all that is labelled of an object is one segment, across blocks.
     assert sum(best.values()) > 0.95 * labelled
+
+
+def test_blocked_agrees_with_whole_volume(tissue, finished, tmp_path) -> None:
+    # The order of the seeds differs, so the voxels may; a stated metric compares them.
+    run_dir, report = finished
+    assert report['stages']['flood']['blocks'] > 1
+    whole = _config(tissue, grid=GridConfig(block_shape=SHAPE, halo=(0, 0, 0)))
+    assert _segment(whole, tmp_path)['stages']['flood']['blocks'] == 1
+    counts = _overlap_counts(_read(run_dir), _read(tmp_path))
+    both = {pair: n for pair, n in counts.items() if pair[0]}
+    assert variation_of_information(both) < 0.1
+    assert sum(both.values()) > 0.8 * sum(counts.values())
+
+
+def variation_of_information(counts: dict[tuple[int, int], int]) -> float:
+    """H(A|B) + H(B|A) in bits, from voxels by (a, b), by its definition."""
+    joint = np.array(list(counts.values())) / sum(counts.values())
+    total = 0.0
+    for side in (0, 1):
+        marginal: dict[int, float] = {}
+        for pair, p in zip(counts, joint, strict=True):
+            marginal[pair[side]] = marginal.get(pair[side], 0.0) + p
+        total += sum(-p * np.log2(p / marginal[c[side]]) for c, p in zip(counts, joint, strict=True))
+    return total
 
 
 def _overlap_counts(segmentation: np.ndarray, truth: np.ndarray) -> dict[tuple[int, int], int]:
