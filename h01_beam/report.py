@@ -8,22 +8,39 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from h01_beam import storage
 
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1c2330;max-width:1080px;margin:2.5em auto;padding:0 1.5em}
-h1{font-size:1.7em;margin:0}h2{font-size:1.15em;margin:2.2em 0 .6em;border-bottom:1px solid #dde2ea}
-p.lead{color:#5a6577;margin:.3em 0 0}table{border-collapse:collapse;width:100%;font-size:.92em}
-th{text-align:left;color:#5a6577;font-weight:600}td,th{padding:.32em .7em;border-bottom:1px solid #eef1f5}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}figure{margin:1em 0}
-img{max-width:100%;border-radius:4px}figcaption{color:#5a6577;font-size:.9em}
-code,pre{background:#f4f6f9;border-radius:4px;padding:.1em .35em}pre{padding:1em;overflow:auto}
-.tiles{display:flex;gap:1em;flex-wrap:wrap;margin:1.2em 0}.tile{background:#f4f6f9;border-radius:6px;
-padding:.7em 1.1em;min-width:8em}.tile b{display:block;font-size:1.35em}.tile span{color:#5a6577}
+body{font:15px/1.5 system-ui,sans-serif;color:#1c2330;max-width:1080px;margin:2.5em auto;
+padding:0 1.5em}
+h1{font-size:1.7em;margin:0}
+h2{font-size:1.15em;margin:2.2em 0 .6em;border-bottom:1px solid #dde2ea}
+p.lead{color:#5a6577;margin:.3em 0 0}
+table{border-collapse:collapse;width:100%;font-size:.92em}
+th{text-align:left;color:#5a6577;font-weight:600}
+td,th{padding:.32em .7em;border-bottom:1px solid #eef1f5}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+tr.own td{color:#5a6577;font-size:.93em;padding-top:0}
+tr.own b{color:#1c2330;font-weight:600;white-space:nowrap}
+tr.has-own td{border-bottom:0}
+figure{margin:1em 0}
+img{max-width:100%;border-radius:4px}
+figcaption{color:#5a6577;font-size:.9em}
+pre{background:#f4f6f9;border-radius:4px;padding:1em;overflow:auto}
+summary{cursor:pointer;color:#3d6fb4}
+.tiles{display:flex;gap:1em;flex-wrap:wrap;margin:1.2em 0}
+.tile{background:#f4f6f9;border-radius:6px;padding:.7em 1.1em;min-width:8em}
+.tile b{display:block;font-size:1.35em}
+.tile span{color:#5a6577}
 """
 
 # Columns of the stage table that every stage has, in order; a stage's own follow them.
-STAGE_COLUMNS = ('blocks', 'blocks_run', 'blocks_reused', 'rows', 'seconds', 'wall_seconds')
+STAGE_COLUMNS = (
+    'blocks', 'blocks_run', 'blocks_reused', 'rows', 'seconds', 'wall_seconds', 'peak_memory_bytes',
+)  # fmt: skip
+UNITS = {'_seconds': ' s', '_bytes': ''}
 
 
 def collect(run_path: str, stages: Sequence[str]) -> dict[str, Any]:
@@ -68,7 +85,8 @@ def render_html(run_path: str, content: Mapping[str, Any], figures: Mapping[str,
         '<!doctype html><meta charset="utf-8">',
         f'<title>{html.escape(run["job"])} report</title><style>{STYLE}</style>',
         f'<h1>{html.escape(run["job"].capitalize())} report</h1>',
-        f'<p class="lead">{html.escape(run_path)} &middot; h01_beam {html.escape(run["version"])}</p>',
+        f'<p class="lead">{html.escape(run_path)} &middot; '
+        f'h01_beam {html.escape(run["version"])}</p>',
         _tiles(content.get('highlights', {})),
     ]
     for path, caption in figures.items():
@@ -80,8 +98,11 @@ def render_html(run_path: str, content: Mapping[str, Any], figures: Mapping[str,
     if 'scores' in content:
         parts += ['<h2>Scores</h2>', _score_table(content['scores'])]
     parts += ['<h2>Stages</h2>', _stage_table(content['stages'])]
-    config = html.escape(json.dumps(run['config'], indent=1))
-    parts.append(f'<h2>Configuration</h2><pre>{config}</pre>')
+    shown = {'models': run.get('models', {}), **run['config']}
+    config = html.escape(yaml.safe_dump(shown, sort_keys=False, default_flow_style=None))
+    parts.append(
+        f'<h2>Configuration</h2><details><summary>Show</summary><pre>{config}</pre></details>'
+    )
     return '\n'.join(parts)
 
 
@@ -102,18 +123,35 @@ def _tiles(highlights: Mapping[str, Any]) -> str:
 
 
 def _stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
-    head = ''.join(f'<th class="n">{c.replace("_", " ")}</th>' for c in STAGE_COLUMNS)
+    head = ''.join(f'<th class="n">{_words(name)}</th>' for name in STAGE_COLUMNS)
     rows = []
     for name, stage in stages.items():
-        cells = ''.join(f'<td class="n">{_format(stage.get(c, ""))}</td>' for c in STAGE_COLUMNS)
-        own = ', '.join(
-            f'{key.replace("_", " ")} {_format_named(key, value)}'
+        cells = ''.join(
+            f'<td class="n">{_format_named(c, stage[c]) if c in stage else ""}</td>'
+            for c in STAGE_COLUMNS
+        )
+        own = ' &middot; '.join(
+            f'{_words(key)} <b>{_format_named(key, value)}{_unit(key)}</b>'
             for key, value in stage.items()
             if key not in STAGE_COLUMNS and key != 'digest'
         )
-        rows.append(f'<tr><td>{html.escape(name)}</td>{cells}</tr>')
-        rows.append(f'<tr><td colspan="7" style="color:#5a6577">{html.escape(own)}</td></tr>')
+        kind = ' class="has-own"' if own else ''
+        rows.append(f'<tr{kind}><td>{html.escape(name)}</td>{cells}</tr>')
+        if own:
+            rows.append(f'<tr class="own"><td colspan="{len(STAGE_COLUMNS) + 1}">{own}</td></tr>')
     return f'<table><tr><th>stage</th>{head}</tr>{"".join(rows)}</table>'
+
+
+def _words(name: str) -> str:
+    """A name as it is read: units are said by the value."""
+    for suffix in UNITS:
+        # 'seconds' and 'wall_seconds' are columns of their own.
+        name = name.removesuffix(suffix) if name not in STAGE_COLUMNS else name
+    return html.escape(name.removesuffix('_bytes').replace('_', ' ').replace('fov', 'FOV'))
+
+
+def _unit(name: str) -> str:
+    return next((unit for suffix, unit in UNITS.items() if name.endswith(suffix)), '')
 
 
 def _score_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
@@ -139,7 +177,7 @@ def _format_named(name: str, value: Any) -> str:
 
 def _format(value: Any) -> str:
     if isinstance(value, float) and not value.is_integer():
-        return f'{value:,.3f}' if abs(value) < 100 else f'{value:,.0f}'
+        return f'{value:.4g}' if abs(value) < 100 else f'{value:,.0f}'
     if isinstance(value, int | float):
         return f'{int(value):,}'
     return html.escape(str(value))

@@ -43,7 +43,8 @@ class Schema:
         }
 
 
-# Objects that flood filling made, one row each; positions are voxels of the volume.
+# Objects that flood filling made and that reach the core of their block, one row each. Seeds are
+# voxels of the volume, and may lie in the block's halo; `voxels` are those in the core.
 OBJECTS = Schema(
     {
         'supervoxel': 'uint64',

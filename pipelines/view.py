@@ -10,7 +10,6 @@ On a remote machine, after `ssh -L 8080:localhost:8080 MACHINE`:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import threading
@@ -20,8 +19,6 @@ from absl import flags as absl_flags
 
 from h01_beam import storage
 from h01_beam.export import screenshot, serve, view
-
-BAD_INPUT = 2
 
 
 def main(args: argparse.Namespace) -> int:
@@ -34,14 +31,15 @@ def main(args: argparse.Namespace) -> int:
             if args.screenshot:
                 storage.write_bytes(args.screenshot, screenshot.take_screenshot(server))
                 return 0
-            print(f'{", ".join(one.layer.name for one in layers)}: {server.url}')
-            print('Ctrl-C ends.', flush=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
-            return 0
+            names = ', '.join(one.layer.name for one in layers)
+            print(f'{names}: {server.url}\nCtrl-C ends.', flush=True)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return BAD_INPUT
+        return 2
+    return 0
 
 
 def flags() -> argparse.ArgumentParser:
@@ -58,7 +56,7 @@ def flags() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    absl_flags.FLAGS(argv[:1])
+    absl_flags.FLAGS(argv[:1])  # absl insists; none of its flags is ours.
     return flags().parse_args(argv[1:])
 
 

@@ -54,9 +54,7 @@ def paint_segments(
     return np.rint((1 - weight) * grey + weight * color).astype(np.uint8)
 
 
-def _mix(
-    state: npt.NDArray[np.uint64], value: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.uint64]:
+def _mix(state: npt.NDArray[np.uint64], value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """One round of the 32-bit hash, in 64-bit lanes so that products do not overflow."""
     value = _rotate_left(value * np.uint64(0xCC9E2D51) & _MASK, 15)
     state = _rotate_left(state ^ (value * np.uint64(0x1B873593) & _MASK), 13)

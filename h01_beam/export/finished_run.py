@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from h01_beam import storage, tables
+from h01_beam.export.planes import Planes, central_box, read_planes
 from h01_beam.geometry import Block
 from h01_beam.run import Marker, Run, StageRecord
-from h01_beam.volume import Kind
+from h01_beam.volume import Kind, Volume, VoxelSize
 
 # Keys of a manifest's config that hold the URI of a volume to look at, in the order of layers.
 VOLUME_KEYS = ('image', 'volume', 'output', 'segmentation', 'truth')
@@ -86,6 +87,15 @@ class FinishedRun:
     def figure(self, name: str) -> str:
         """Path of a picture that belongs to the run."""
         return self._run.figure(name)
+
+    def middle(self) -> tuple[Planes, Planes, VoxelSize]:
+        """Three planes of the middle of a segmentation run: image, segmentation, voxel size."""
+        image = Volume.open(self.manifest['config']['image'])
+        segmentation = Volume.open(self.segmentation_uri)
+        voxel_size_nm = segmentation.spec.voxel_size_nm
+        assert voxel_size_nm is not None, 'a precomputed volume has one'
+        box = central_box(segmentation.bounds, voxel_size_nm)
+        return read_planes(image, box), read_planes(segmentation, box), voxel_size_nm
 
     def sample_markers(self, stage: str, most: int = 1024) -> list[tuple[Block, Marker]]:
         """Blocks of a stage with their markers, evenly spread over the grid.

@@ -20,6 +20,8 @@ void main() {
 # Width and height in pixels: of a picture, and of the panels in a usual browser's window.
 PICTURE = (1600, 1000)
 PANELS = (1500, 800)
+# Stands for a voxel size that nobody knows; lengths are never shown then.
+UNKNOWN_NM: VoxelSize = (1.0, 1.0, 1.0)
 # Part of a panel that the volume fills at first.
 FILL = 0.95
 # Most of a picture's width that the xy plane takes.
@@ -48,19 +50,21 @@ class StateLayer:
 
 
 def build_state(
-    layers: Sequence[StateLayer], fallback_nm: VoxelSize = (1.0, 1.0, 1.0)
+    layers: Sequence[StateLayer], fallback_nm: VoxelSize | None = None
 ) -> dict[str, Any]:
     """Makes a state to work with: three planes and the third dimension, all of the first layer.
 
     Args:
       layers: from the bottom up; at least one.
-      fallback_nm: voxel size, zyx, for volumes that do not know theirs.
+      fallback_nm: voxel size, zyx, for volumes that do not know theirs; None: they are shown as
+        cubes, and there is no scale bar.
 
     Returns:
       the state, ready for JSON.
     """
     first = layers[0].spec
-    size_nm = first.voxel_size_nm or fallback_nm
+    known_nm = first.voxel_size_nm or fallback_nm
+    size_nm = known_nm or UNKNOWN_NM
     z, y, x = _extents(first, size_nm)
     width, height = PANELS[0] / 2, PANELS[1] / 2
     scales = (_scale((x, y), width, height), _scale((x, z), width, height),
@@ -78,26 +82,28 @@ def build_state(
         # Slices would hide what stands behind them in the third dimension.
         'showSlices': False,
         'showAxisLines': False,
+        'showScaleBar': known_nm is not None,
         'crossSectionBackgroundColor': '#000000',
     }
 
 
 def build_picture(
     layers: Sequence[StateLayer],
-    fallback_nm: VoxelSize = (1.0, 1.0, 1.0),
+    fallback_nm: VoxelSize | None = None,
     size: tuple[int, int] = PICTURE,
 ) -> dict[str, Any]:
     """Makes a state to look at: the xy plane large, xz and yz beside it, each as large as fits.
 
     Args:
-      layers, fallback_nm: see `build_state`.
+      layers: see `build_state`.
+      fallback_nm: see `build_state`.
       size: width and height of the picture in pixels.
 
     Returns:
       the state, ready for JSON.
     """
     first = layers[0].spec
-    z, y, x = _extents(first, first.voxel_size_nm or fallback_nm)
+    z, y, x = _extents(first, first.voxel_size_nm or fallback_nm or UNKNOWN_NM)
     width, height = size
     left = min(height * x / y, LARGEST_PART * width)
     right = width - left

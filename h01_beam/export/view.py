@@ -16,7 +16,6 @@ from h01_beam.export.finished_run import FinishedRun, Layer
 from h01_beam.export.serve import Server
 from h01_beam.volume import Volume, VolumeUri, VoxelSize
 
-UNKNOWN_NM: VoxelSize = (1.0, 1.0, 1.0)
 # Percentiles of the grey values that are shown black and white.
 TAILS = (0.3, 99.7)
 
@@ -56,9 +55,15 @@ def open_layers(
     if not found:
         raise ValueError('nothing to view: give --run_dir, --volume or --truth')
     known_nm = _known_voxel_size(volume for _, volume in found)
+    if known_nm is None:
+        logging.warning(
+            'no volume says its voxel size: voxels are shown as cubes, without a scale bar; '
+            '`python -m pipelines.ingest --voxel_size_nm Z,Y,X` makes a volume that says it'
+        )
+    fallback_nm = known_nm or state.UNKNOWN_NM
     names = _unique([layer.name for layer, _ in found])
     opened = [
-        OpenLayer(dataclasses.replace(layer, name=name), volume, open_files(layer, known_nm))
+        OpenLayer(dataclasses.replace(layer, name=name), volume, open_files(layer, fallback_nm))
         for name, (layer, volume) in zip(names, found, strict=True)
     ]
     # Images are opaque: they lie below all segmentations.
@@ -80,12 +85,12 @@ def serve_layers(
     """
     served = {one.layer.name: server.add(one.layer.name, one.files) for one in layers}
     public = {name: url for one in layers for name, url in _public_source(one)}
-    fallback_nm = _known_voxel_size(one.volume for one in layers)
+    known_nm = _known_voxel_size(one.volume for one in layers)
     described = [describe_layer(one, served[one.layer.name]) for one in layers]
     make = state.build_picture if picture else state.build_state
-    server.show(make(described, fallback_nm))
+    server.show(make(described, known_nm))
     shared = [dataclasses.replace(d, source=public.get(d.name, d.source)) for d in described]
-    return make(shared, fallback_nm)
+    return make(shared, known_nm)
 
 
 def describe_layer(one: OpenLayer, source: str) -> state.StateLayer:
@@ -101,7 +106,9 @@ def describe_layer(one: OpenLayer, source: str) -> state.StateLayer:
 
 def grey_range(volume: Volume) -> tuple[float, float]:
     """The values that an image is shown black and white at: its own, in its middle."""
-    box = planes.central_box(volume.bounds, volume.spec.voxel_size_nm or UNKNOWN_NM, voxels=256)
+    box = planes.central_box(
+        volume.bounds, volume.spec.voxel_size_nm or state.UNKNOWN_NM, voxels=256
+    )
     middle = planes.read_planes(volume, box).yx
     # Zeros are where there is no image.
     present = middle[middle != 0]
@@ -131,8 +138,8 @@ def _open(layer: Layer) -> Volume:
     return Volume.open(str(VolumeUri.parse(layer.uri).at(0)))
 
 
-def _known_voxel_size(volumes: Iterable[Volume]) -> VoxelSize:
-    return next((v.spec.voxel_size_nm for v in volumes if v.spec.voxel_size_nm), UNKNOWN_NM)
+def _known_voxel_size(volumes: Iterable[Volume]) -> VoxelSize | None:
+    return next((v.spec.voxel_size_nm for v in volumes if v.spec.voxel_size_nm), None)
 
 
 def _public_source(one: OpenLayer) -> Iterator[tuple[str, str]]:

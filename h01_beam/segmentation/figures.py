@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from h01_beam import storage, tables
 from h01_beam.export.colors import paint_segments
 from h01_beam.export.finished_run import FinishedRun
-from h01_beam.export.planes import Planes, central_box, read_planes
-from h01_beam.geometry import Block
-from h01_beam.run import Marker
-from h01_beam.volume import Volume, VoxelSize
+from h01_beam.export.planes import Planes
+from h01_beam.volume import VoxelSize
 
 INK, MUTED, LINE, ACCENT, SECOND = '#1c2330', '#5a6577', '#dde2ea', '#3d6fb4', '#c4622d'
 # Inches: width of every figure; in the overview, space between planes, and for the titles.
@@ -43,23 +41,24 @@ def figures(run_path: str) -> dict[str, str]:
       caption by path of the PNG file.
     """
     run = FinishedRun(run_path)
-    image = Volume.open(run.manifest['config']['image'])
-    segmentation = Volume.open(run.segmentation_uri)
-    voxel_size_nm = segmentation.spec.voxel_size_nm
-    assert voxel_size_nm is not None
-    box = central_box(segmentation.bounds, voxel_size_nm)
-    overview = draw_overview(
-        read_planes(image, box), read_planes(segmentation, box), voxel_size_nm
-    )
+    image, segmentation, voxel_size_nm = run.middle()
     rows = run.sample_rows('objects', 'flood', tables.OBJECTS)
-    blocks = run.sample_markers('flood')
     drawn = {
-        run.figure('overview.png'): (overview, 'The middle of the volume, and its segments.'),
+        run.figure('overview.png'): (
+            draw_overview(image, segmentation, voxel_size_nm),
+            'The middle of the volume and its segments, in the colours of Neuroglancer.',
+        ),
         run.figure('objects.png'): (draw_objects(rows, voxel_size_nm), _objects_caption(rows)),
     }
+    blocks = run.sample_markers('flood')
     if len(blocks) > 1:
-        picture = draw_block_work(blocks)
-        drawn[run.figure('blocks.png')] = (picture, 'The work of flood filling, block by block.')
+        index = np.array([block.index for block, _ in blocks])
+        seconds = np.array([marker.seconds for _, marker in blocks])
+        steps = np.array([marker.metrics.get('fov_steps', 0) for _, marker in blocks])
+        drawn[run.figure('blocks.png')] = (
+            draw_block_work(index, seconds, steps),
+            f'The work of flood filling in {len(blocks):,} blocks.',
+        )
     for path, (png, _) in drawn.items():
         storage.write_bytes(path, png)
     return {path: caption for path, (_, caption) in drawn.items()}
@@ -160,24 +159,25 @@ def draw_objects(rows: Mapping[str, npt.NDArray[Any]], voxel_size_nm: VoxelSize)
     return _png(figure)
 
 
-def draw_block_work(blocks: Sequence[tuple[Block, Marker]]) -> bytes:
+def draw_block_work(
+    index: npt.NDArray[np.int64], seconds: npt.NDArray[np.float64], fov_steps: npt.NDArray[Any]
+) -> bytes:
     """Draws how long blocks took, what that depends on, and where they lie.
 
     Args:
-      blocks: at least one, with its marker.
+      index: (blocks, 3), zyx in the grid; at least one block.
+      seconds: of each block.
+      fov_steps: of each block.
 
     Returns:
       PNG.
     """
-    seconds = np.array([marker.seconds for _, marker in blocks])
-    steps = np.array([marker.metrics.get('fov_steps', 0) for _, marker in blocks])
-    index = np.array([block.index for block, _ in blocks])
     figure = _new_figure(WIDTH, 3.0)
     times, costs, places = figure.subplots(1, 3)
     figure.subplots_adjust(left=0.06, right=0.96, top=0.87, bottom=0.17, wspace=0.3)
     times.hist(seconds, bins=min(30, max(5, len(seconds) // 2)), color=ACCENT, rwidth=0.9)
     _label(times, 'Blocks by time', 'seconds', 'blocks')
-    costs.scatter(steps, seconds, s=14, color=ACCENT, alpha=0.7, linewidths=0)
+    costs.scatter(fov_steps, seconds, s=14, color=ACCENT, alpha=0.7, linewidths=0)
     costs.set(xlim=(0, None), ylim=(0, None))
     _label(costs, 'What time depends on', 'FOV steps of the block', 'seconds')
     _draw_map(figure, places, index, seconds)
@@ -216,8 +216,10 @@ def _stretch(plane: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np
 def _overlay(grey: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """The segments' colours over the image, stronger at their rims: like colours stay apart."""
     rim = np.zeros(labels.shape, bool)
-    rim[1:] |= labels[1:] != labels[:-1]
-    rim[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    for before, after in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        differ = labels[before] != labels[after]
+        rim[before] |= differ
+        rim[after] |= differ
     inner, outer = (paint_segments(grey, labels, alpha) for alpha in (0.42, 0.8))
     return np.where(rim[..., None], outer, inner)
 
@@ -257,7 +259,7 @@ def _draw_scale_bar(axes: Axes, voxel_nm: float, shape: tuple[int, ...]) -> None
 def _annotate(
     axes: Axes, text: str, place: tuple[float, float], offset: tuple[int, int], **style: Any
 ) -> None:
-    """White text that can be read on any ground; `place` in parts of the axes, `offset` in points."""
+    """White text for any ground; `place` is in parts of the axes, `offset` in points."""
     label = axes.annotate(
         text, place, xycoords='axes fraction', xytext=offset, textcoords='offset points',
         color='white', weight='bold', **style,

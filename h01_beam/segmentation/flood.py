@@ -60,12 +60,14 @@ class FloodBlock:
                 card.deltas,
                 self.ffn,
                 mask=None if mask is None else mask != 0,
-                # Objects that lie in the halo alone would be thrown away: do not start them.
-                seed_region=block.core_in_read,
+                # Seeds in the halo count too: an object may cross the core and peak outside.
             )
         base = np.uint64(_linear(block.index, self.grid_shape) << LOCAL_BITS)
-        rows = _object_rows(flooded.objects, block, base)
-        arrays = _global_arrays(flooded.labels, block, base, self.thickness)
+        voxels = np.bincount(
+            flooded.labels[block.core_in_read].ravel(), minlength=len(flooded.objects) + 1
+        )
+        rows = _object_rows(flooded.objects, voxels, block, base)
+        arrays = _global_arrays(flooded.labels, voxels, block, base, self.thickness)
         metrics = {f'{k}': float(v) for k, v in flooded.counters.items()}
         metrics |= {'seed_seconds': flooded.seconds['seeds'], **share()}
         return BlockResult(arrays=arrays, rows={'objects': rows}, metrics=metrics)
@@ -152,16 +154,17 @@ def _linear(index: Triple, grid_shape: Triple) -> int:
 
 
 def _global_arrays(
-    labels: np.ndarray, block: Block, base: np.uint64, thickness: int
+    labels: np.ndarray, voxels: np.ndarray, block: Block, base: np.uint64, thickness: int
 ) -> dict[str, np.ndarray]:
-    """Supervoxel ids over the core, and over the planes shared with each next neighbour."""
-    core = labels[block.core_in_read]
-    present = np.zeros(int(labels.max(initial=0)) + 1, bool)
-    present[np.unique(core)] = True
-    present[0] = False
-    # Objects that do not reach the core exist for nobody else: they must not be matched.
-    table = np.where(present, base + np.arange(len(present), dtype=np.uint64), np.uint64(0))
-    arrays = {'supervoxels': table[core]}
+    """Supervoxel ids over the core, and over the planes shared with each next neighbour.
+
+    Args:
+      voxels: by local id, in the core; an object without any exists for nobody else, and must
+        not be matched.
+    """
+    ids = np.arange(len(voxels), dtype=np.uint64)
+    table = np.where((voxels > 0) & (ids > 0), base + ids, np.uint64(0))
+    arrays = {'supervoxels': table[labels[block.core_in_read]]}
     origin = tuple(-s for s in block.read.start)
     for axis in AXES:
         box = UpperOverlap(axis, thickness)(block)
@@ -171,18 +174,21 @@ def _global_arrays(
     return arrays
 
 
-def _object_rows(objects: np.ndarray, block: Block, base: np.uint64) -> dict[str, np.ndarray]:
+def _object_rows(
+    objects: np.ndarray, voxels: np.ndarray, block: Block, base: np.uint64
+) -> dict[str, np.ndarray]:
     if len(objects) and int(objects['id'].max()) >> LOCAL_BITS:
         raise ValueError(
             f'block {block.index} has {len(objects)} objects: at most {2**LOCAL_BITS - 1} fit; '
             'use smaller blocks'
         )
+    objects = objects[voxels[objects['id']] > 0]
     seed = objects['seed'].astype(np.int64).reshape(-1, 3) + np.array(block.read.start)
     return {
         'supervoxel': base + objects['id'].astype(np.uint64),
         'seed_z': seed[:, 0],
         'seed_y': seed[:, 1],
         'seed_x': seed[:, 2],
-        'voxels': objects['voxels'],
+        'voxels': voxels[objects['id']],
         'fov_steps': objects['iterations'],
     }

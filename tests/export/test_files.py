@@ -103,7 +103,17 @@ def test_small_labels_shown_as_a_segmentation_become_uint64(tmp_path):
 
 @pytest.mark.parametrize(
     'key',
-    ['', '/etc/passwd', '../secret', 'a/../../secret', './info', '.hidden', 'a//b', 'a\\..\\b', 'a\0'],
+    [
+        '',
+        '/etc/passwd',
+        '../secret',
+        'a/../../secret',
+        './info',
+        '.hidden',
+        'a//b',
+        'a\\..\\b',
+        'a\0',
+    ],
 )
 def test_keys_that_lead_out_or_hide_are_refused(key):
     with pytest.raises(FileNotFoundError):

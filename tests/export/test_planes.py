@@ -7,9 +7,7 @@ from h01_beam.volume import Volume, VolumeSpec
 
 
 def position_encoded(box):
-    z, y, x = np.meshgrid(
-        *(np.arange(s, e) for s, e in zip(box.start, box.end)), indexing='ij'
-    )
+    z, y, x = np.meshgrid(*(np.arange(s, e) for s, e in zip(box.start, box.end)), indexing='ij')
     return (z * 10**6 + y * 10**3 + x).astype(np.uint64)
 
 

@@ -29,12 +29,17 @@ def test_dimensions_are_metres_in_xyz_and_the_centre_is_shown():
 def test_a_volume_without_voxel_size_takes_the_given_one():
     state = build_state([layer(voxel_size_nm=None)], fallback_nm=(30, 8, 6))
     assert state == build_state([layer()])
+    assert state['showScaleBar']
+
+
+def test_without_any_voxel_size_no_length_is_shown():
+    assert not build_state([layer(voxel_size_nm=None)])['showScaleBar']
 
 
 def test_segments_are_all_shown_and_images_have_their_grey_range():
-    image, labels = build_state(
-        [layer(grey_range=(20, 180)), layer('truth', 'segmentation')]
-    )['layers']
+    image, labels = build_state([layer(grey_range=(20, 180)), layer('truth', 'segmentation')])[
+        'layers'
+    ]
     assert image['shaderControls'] == {'normalized': {'range': [20, 180]}}
     assert '#uicontrol invlerp normalized' in image['shader']
     assert labels['type'] == 'segmentation'
@@ -50,7 +55,7 @@ def test_every_plane_of_a_picture_is_filled_and_not_cut():
     # 10 x 100 x 200 voxels of 30 x 8 x 6 nm are 50 x 133.3 x 200 of the finest edge.
     sizes = {'xy': (200, 400 / 3), 'xz': (200, 50), 'yz': (50, 400 / 3)}
     panels = {'xy': (plane['flex'], height)}
-    panels |= {name: (column['flex'], height / 2) for name in ('xz', 'yz')}
+    panels |= dict.fromkeys(('xz', 'yz'), (column['flex'], height / 2))
     for child in (plane, *column['children']):
         name = child['layout']
         scale = child['crossSectionScale']['value']

@@ -61,7 +61,12 @@ def run_dir(tmp_path, tissue):
 def view(repository, *flags, **options):
     command = [sys.executable, '-m', 'pipelines.view', *flags]
     return subprocess.Popen(
-        command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        command,
+        cwd=repository,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     )
 
 

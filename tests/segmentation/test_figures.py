@@ -64,7 +64,11 @@ def run(tmp_path, tissue):
 
 def test_the_pictures_of_a_run(run):
     drawn = figures.figures(run.path)
-    assert [path.rpartition('/')[2] for path in drawn] == ['overview.png', 'objects.png', 'blocks.png']
+    assert [path.rpartition('/')[2] for path in drawn] == [
+        'overview.png',
+        'objects.png',
+        'blocks.png',
+    ]
     for path, caption in drawn.items():
         pixels = decode(storage.read_bytes(path))
         assert pixels.shape[1] > 1000 and pixels.std() > 5
