@@ -109,7 +109,7 @@ def render_html(run_path: str, content: Mapping[str, Any], figures: Mapping[str,
 def _derive(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Adds ratios that follow from a stage's sums."""
     derived = dict(summary)
-    if summary.get('seconds') and 'network_seconds' in summary:
+    if summary.get('busy_seconds') and 'network_seconds' in summary:
         derived['network_share'] = round(summary['network_seconds'] / summary['busy_seconds'], 4)
     return derived
 

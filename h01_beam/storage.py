@@ -51,6 +51,37 @@ def read_bytes(path: str) -> bytes:
     return data
 
 
+def size(path: str) -> int:
+    """Length of a file in bytes.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    if not is_remote(path):
+        return local_path(path).stat().st_size
+    with _cloud_errors(path):
+        blob = _blob(path)
+        blob.reload()
+    return int(blob.size)
+
+
+def read_range(path: str, start: int, stop: int) -> bytes:
+    """Reads the bytes `start <= i < stop` of a file, which must have them.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    if start == stop:
+        return b''
+    if not is_remote(path):
+        with local_path(path).open('rb') as file:
+            file.seek(start)
+            return file.read(stop - start)
+    with _cloud_errors(path):
+        data: bytes = _blob(path).download_as_bytes(start=start, end=stop - 1)
+    return data
+
+
 def write_bytes(path: str, data: bytes) -> None:
     """Writes a whole file atomically, making parent folders as needed."""
     if is_remote(path):

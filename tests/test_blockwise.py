@@ -106,8 +106,9 @@ def counts(summary):
 # ---------------------------------------------------------------- equivalence
 
 
-@pytest.mark.parametrize('driver', ['neuroglancer-precomputed', 'zarr3'])
-@pytest.mark.parametrize('shard', [None, (8, 16, 32)])
+@pytest.mark.parametrize(
+    ('driver', 'shard'), [('neuroglancer-precomputed', (8, 16, 32)), ('zarr3', None)]
+)
 def test_blocks_equal_the_whole(tmp_path, source, driver, shard):
     output = target(tmp_path / 'out', source, driver, shard=shard)
     grid = BlockGrid(source.bounds, shard or BLOCK, HALO)
@@ -115,12 +116,6 @@ def test_blocks_equal_the_whole(tmp_path, source, driver, shard):
     summary = map_blocks(tmp_path / 'run', source, output, grid=grid)
     assert counts(summary) == (len(grid), len(grid), 0)
     np.testing.assert_array_equal(read_all(output.uri), Mean()(read_all(source.uri)))
-
-
-def test_a_halo_too_small_would_show(tmp_path, source):
-    output = target(tmp_path / 'out', source)
-    map_blocks(tmp_path / 'run', source, output, grid=grid_of(source, (2, 2, 1)))
-    assert (read_all(output.uri) != Mean()(read_all(source.uri))).any()
 
 
 def test_functions_may_ask_for_their_block(tmp_path, source):
@@ -212,8 +207,7 @@ def test_concurrency_does_not_change_a_byte(tmp_path, source):
 # ---------------------------------------------------------------- resume and re-runs
 
 
-@pytest.mark.parametrize('concurrency', [1, 2])
-def test_the_rest_runs_after_a_failure_and_only_the_rest(tmp_path, source, concurrency):
+def test_the_rest_runs_after_a_failure_and_only_the_rest(tmp_path, source, concurrency=2):
     output, poison = target(tmp_path / 'out', source), tmp_path / 'poison'
     poison.write_text('')
     function = UntilPoisoned(str(poison))
@@ -325,11 +319,10 @@ def test_reading_what_has_not_finished_is_an_error(chained):
 def test_a_volume_of_another_layout_is_made_anew(tmp_path, source):
     output = target(tmp_path / 'out', source)
     map_blocks(tmp_path / 'run', source, output)
-    for change in ({'chunk': (2, 8, 16)}, {'shard': (4, 8, 16), 'chunk': (4, 4, 8)}):
-        output = dataclasses.replace(output, **change)
-        assert counts(map_blocks(tmp_path / 'run', source, output)) == (27, 27, 0)
-        np.testing.assert_array_equal(read_all(output.uri), Mean()(read_all(source.uri)))
-        assert counts(map_blocks(tmp_path / 'run', source, output)) == (27, 0, 27)
+    output = dataclasses.replace(output, chunk=(2, 8, 16))
+    assert counts(map_blocks(tmp_path / 'run', source, output)) == (27, 27, 0)
+    np.testing.assert_array_equal(read_all(output.uri), Mean()(read_all(source.uri)))
+    assert counts(map_blocks(tmp_path / 'run', source, output)) == (27, 0, 27)
 
 
 def test_a_crash_while_a_volume_is_made_anew_loses_nothing(tmp_path, source, monkeypatch):
@@ -361,7 +354,7 @@ def test_new_sections_leave_finished_blocks_alone(tmp_path, source):
 
 def test_a_changed_version_or_model_re_runs(tmp_path, source):
     output = target(tmp_path / 'out', source)
-    for values in ({}, {'version': 2}, {'model_hash': 'sha'}):
+    for values in ({'model_hash': 'a'}, {'version': 2, 'model_hash': 'a'}, {'model_hash': 'b'}):
         assert map_blocks(tmp_path / 'run', source, output, **values)['blocks_run'] == 27
 
 
@@ -424,12 +417,7 @@ def copy_image(image):
     ('function', 'message'),
     [
         (lambda image: image, r'cannot write uint8 .* must be uint16'),
-        (
-            lambda image: Mean()(image)[1:],
-            r'cannot write uint16 of shape .* must be uint16 of shape',
-        ),
         (lambda image: BlockResult(), r"returned arrays \[\]: must be \['filtered'\]"),
-        (lambda image: BlockResult(arrays={'x': image}), r"arrays \['x'\]: must be \['filtered'\]"),
         (
             lambda image: BlockResult(arrays={'filtered': Mean()(image)}, rows={'rows': {}}),
             r"rows for \['rows'\]: the stage writes the tables \[\]",
@@ -534,7 +522,6 @@ def test_a_block_may_read_its_own_rows(tmp_path, source):
 
     first = run_count()
     assert first['rows_read'] > 27 and first['blocks_run'] == 27
-    assert run_count()['blocks_run'] == 0
     part = f'{tmp_path}/run/tables/rows/parts/1/1_1.parquet'
     storage.write_bytes(part, tables.to_parquet(ROWS.empty(), ROWS))
     assert run_count()['blocks_run'] == 1
@@ -580,8 +567,9 @@ def test_summaries_change_with_any_digest():
         return combine.extract_output(total)['digest']
 
     records = [record(i) for i in range(4)]
-    swapped = [*records[:2], dict(records[2], digest=records[3]['digest']), records[3]]
-    assert digest(records) != digest(swapped)
+    changed = [*records[:3], dict(records[3], digest=records[2]['digest'])]
+    swapped = [*changed[:2], dict(records[2], digest=records[3]['digest']), changed[3]]
+    assert len({digest(records), digest(changed), digest(swapped)}) == 3
 
 
 def test_the_report_waits_for_all_stages(tmp_path, source):
