@@ -404,7 +404,9 @@ class StageSummary(beam.CombineFn):
             total['ended'] = _extreme(max, total['ended'], part['ended'])
             for name, value in part['metrics'].items():
                 old = total['metrics'].get(name, 0)
-                total['metrics'][name] = max(old, value) if name.startswith('peak_') else old + value
+                total['metrics'][name] = (
+                    max(old, value) if name.startswith('peak_') else old + value
+                )
         return total
 
     def extract_output(self, total: dict[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,9 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
     for override in overrides:
         path, equals, value = override.partition('=')
         if not equals or not path:
-            raise ValueError(f'--set {override!r}: must be key=value, for example ffn.pad_value=0.5')
+            raise ValueError(
+                f'--set {override!r}: must be key=value, for example ffn.pad_value=0.5'
+            )
         *parents, leaf = path.split('.')
         node = result
         for parent in parents:

@@ -56,7 +56,9 @@ OBJECTS = Schema(
     }
 )
 # Pairs of supervoxels of neighbouring blocks that are one object, with the overlap in voxels.
-EDGES = Schema({'a': 'uint64', 'b': 'uint64', 'overlap': 'int64', 'size_a': 'int64', 'size_b': 'int64'})
+EDGES = Schema(
+    {'a': 'uint64', 'b': 'uint64', 'overlap': 'int64', 'size_a': 'int64', 'size_b': 'int64'}
+)
 # Supervoxels whose segment (the smallest supervoxel of its component) is another supervoxel.
 SEGMENT_OF = Schema({'supervoxel': 'uint64', 'segment': 'uint64'})
 
@@ -74,9 +76,7 @@ def to_parquet(columns: Mapping[str, np.ndarray], schema: Schema) -> bytes:
 def from_parquet(data: bytes) -> Columns:
     """Inverse of `to_parquet`."""
     table = pq.read_table(pa.BufferReader(data))
-    return {
-        name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names
-    }
+    return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
 
 
 def concatenate(parts: Iterable[Mapping[str, np.ndarray]], schema: Schema) -> Columns:

@@ -7,8 +7,10 @@ on with their blocks for as long as those take, beside the workers of the next a
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+from typing import Any
 
 LAUNCHER = 'H01_BEAM_LAUNCHER_PID'
 INTERVAL_S = 0.5
@@ -27,6 +29,27 @@ def exit_with_launcher() -> None:
     if not launcher or launcher == os.getpid() or not _started.acquire(blocking=False):
         return
     threading.Thread(target=_watch, args=(launcher,), daemon=True).start()
+    if not os.environ.get('H01_BEAM_VERBOSE'):
+        sys.stderr = _WithoutFailedBlocks(sys.stderr)
+
+
+class _WithoutFailedBlocks:
+    """A stderr without the traceback of a failed block, which Beam prints in the worker.
+
+    The launcher gets the failure too, and says it in one line.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+        self._dropped = False
+
+    def write(self, text: str) -> int:
+        # print() writes the text, then the end of the line.
+        self._dropped = 'BlockError: ' in text or (self._dropped and text == '\n')
+        return len(text) if self._dropped else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _watch(launcher: int) -> None:

@@ -75,6 +75,8 @@ def parse(flags: argparse.ArgumentParser) -> Callable[[Sequence[str]], argparse.
         logging.use_absl_handler()
         logging.get_absl_handler().addFilter(_not_beam_chatter)
         verbose = bool(os.environ.get('H01_BEAM_VERBOSE'))
+        if not verbose:
+            logging.get_absl_handler().addFilter(_not_failed_bundle)
         logging.set_verbosity(logging.INFO if verbose else logging.WARNING)
         return args
 
@@ -182,6 +184,11 @@ def _not_beam_chatter(record: Any) -> bool:
     return not any(chatter in text for chatter in BEAM_CHATTER)
 
 
+def _not_failed_bundle(record: Any) -> bool:
+    """Drops tracebacks of a failure, of which `execute` prints the line that matters."""
+    return '[while running ' not in record.getMessage()
+
+
 def _is_template(flags: Sequence[str]) -> bool:
     return any(flag.startswith('--template_location') for flag in flags)
 
@@ -199,7 +206,10 @@ def _unknown_to_beam(options: PipelineOptions, flags: Sequence[str]) -> list[str
 def _root_cause(error: BaseException) -> str:
     """The line that says what went wrong, out of Beam's nested tracebacks."""
     text = str(error)
-    found = re.findall(r'^(?:[\w.]*\.)?(?:BlockError|\w*Error): (.*?)(?: \[while running|$)', text, re.M)
+    end = r'(?: \[while running|$)'
+    # A block that failed (see BlockError) says most; else the last exception does.
+    found = re.findall(rf'(stage \S+, block \(.*?){end}', text, re.M)
+    found = found or re.findall(rf'^[\w.]*Error: (.*?){end}', text, re.M)
     return found[-1] if found else f'{type(error).__name__}: {text[-2000:]}'
 
 

@@ -78,7 +78,9 @@ def pyramid_specs(base: VolumeSpec, config: DownsampleConfig) -> list[tuple[Trip
     spec = base
     count = config.levels if config.levels is not None else 32
     if config.factors is not None:
-        count = min(count, len(config.factors)) if config.levels is not None else len(config.factors)
+        count = (
+            min(count, len(config.factors)) if config.levels is not None else len(config.factors)
+        )
     for level in range(count):
         fits = all(n <= c for n, c in zip(spec.shape, spec.chunk, strict=True))
         if fits and config.levels is None and config.factors is None:

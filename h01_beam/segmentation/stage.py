@@ -86,9 +86,7 @@ def _work_volume(labels: VolumeSpec, name: str, run: Run) -> VolumeSpec:
     )
 
 
-def _overlap_volume(
-    labels: VolumeSpec, axis: int, config: SegmentConfig, run: Run
-) -> VolumeSpec:
+def _overlap_volume(labels: VolumeSpec, axis: int, config: SegmentConfig, run: Run) -> VolumeSpec:
     """Sparse: only the first planes of every core are written, one layer of chunks each."""
     thickness, chunk = config.reconcile.thickness, list(labels.chunk)
     if config.grid.block_shape[axis] % thickness:

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from absl import app
 from absl import flags as absl_flags
 
+from h01_beam import storage
 from h01_beam.models import ModelCard, ModelRef, import_keras, save_model
 
 Array = npt.NDArray[Any]
@@ -107,11 +108,11 @@ def read_checkpoint(prefix: str) -> tuple[dict[str, Array], int | None]:
       FileNotFoundError: there is no such checkpoint.
       ValueError: it cannot be read, or has variables that no convolution-stack FFN has.
     """
+    if not storage.exists(prefix + '.index'):
+        raise FileNotFoundError(_no_checkpoint(prefix))
     import_keras()
     import tensorflow as tf
 
-    if not tf.io.gfile.exists(prefix + '.index'):
-        raise FileNotFoundError(_no_checkpoint(prefix))
     try:
         reader = tf.train.load_checkpoint(prefix)
         shapes = reader.get_variable_to_shape_map()
