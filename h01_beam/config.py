@@ -91,8 +91,8 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = '') -> T:
             close = difflib.get_close_matches(str(key), fields, n=1)
             guess = f'; did you mean {where + close[0]!r}?' if close else ''
             raise ValueError(
-                f'unknown config key {where + str(key)!r}: known keys are {", ".join(sorted(fields))}'
-                + guess
+                f'unknown config key {where + str(key)!r}: known keys are '
+                f'{", ".join(sorted(fields))}{guess}'
             )
     values = {k: _coerce(hints[k], v, where + k) for k, v in mapping.items()}
     missing = [

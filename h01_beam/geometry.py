@@ -21,7 +21,8 @@ def as_triple(name: str, value: object) -> Triple:
         z, y, x = (operator.index(v) for v in value)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         raise ValueError(
-            f'{name} is {value!r}: must be three integers in z, y, x order, for example [64, 64, 64]'
+            f'{name} is {value!r}: must be three integers in z, y, x order, '
+            'for example [64, 64, 64]'
         ) from None
     return z, y, x
 
@@ -181,7 +182,7 @@ class BlockGrid:
         return Block(index, core, read)
 
     def linear(self, index: Triple) -> int:
-        """Rank of a block; z is the slowest axis, so that new sections never renumber old blocks."""
+        """Rank of a block; z is slowest, so that new sections never renumber old blocks."""
         _, ny, nx = self.shape
         z, y, x = index
         return (z * ny + y) * nx + x

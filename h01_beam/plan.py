@@ -100,7 +100,8 @@ def _check_halo(stage: str, grid: BlockGrid) -> None:
         if grid.shape[axis] > 1 and grid.halo[axis] > grid.block_shape[axis]:
             raise ValueError(
                 f'stage {stage}: halo {grid.halo} exceeds block_shape {grid.block_shape} along '
-                f'{name}: a block would read past its neighbour; use larger blocks or a smaller halo'
+                f'{name}: a block would read past its neighbour; use larger blocks or a smaller '
+                'halo'
             )
 
 
@@ -177,5 +178,6 @@ def _check_memory(stage: str, memory: int, run: Run, grid: BlockGrid, concurrenc
         raise ValueError(
             f'stage {stage}: a worker would need {memory / 2**30:.1f} GiB for {concurrency} blocks '
             f'of {grid.largest_read} (halo included), but each of the {run.resources.workers} '
-            f'workers has {limit / 2**30:.1f} GiB; use smaller blocks, fewer workers, or more memory'
+            f'workers has {limit / 2**30:.1f} GiB; use smaller blocks, fewer workers, or more '
+            'memory'
         )

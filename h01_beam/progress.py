@@ -88,7 +88,7 @@ class LedgerProgress:
 
 
 def count_done(plan: StagePlan, since: float) -> int:
-    """Blocks of a stage that are done: all markers when it resumes, else those newer than `since`."""
+    """Blocks of a stage that are done: all markers if it resumes, else those since `since`."""
     markers = plan.ledger.markers_written()
     if plan.resumes or storage.is_remote(plan.ledger.path):
         return min(plan.blocks, sum(1 for _ in markers))

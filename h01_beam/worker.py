@@ -45,8 +45,10 @@ class _WithoutFailedBlocks:
 
     def write(self, text: str) -> int:
         # print() writes the text, then the end of the line.
-        self._dropped = 'BlockError: ' in text or (self._dropped and text == '\n')
-        return len(text) if self._dropped else self._stream.write(text)
+        failure = 'BlockError: ' in text
+        drop = failure or (self._dropped and text == '\n')
+        self._dropped = failure
+        return len(text) if drop else self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -1,10 +1,10 @@
-"""Makes the pyramid of a volume: means for images, the most frequent label for segmentations.
+r"""Makes the pyramid of a volume: means for images, the most frequent label for segmentations.
 
 DirectRunner:
     python -m pipelines.downsample --volume 'em|neuroglancer-precomputed:' --run_dir em_run
 Dataflow:
-    python -m pipelines.downsample --volume 'gs://b/em|neuroglancer-precomputed:' \\
-        --run_dir gs://b/em_run --runner DataflowRunner --project P --region R \\
+    python -m pipelines.downsample --volume 'gs://b/em|neuroglancer-precomputed:' \
+        --run_dir gs://b/em_run --runner DataflowRunner --project P --region R \
         --temp_location gs://b/tmp --setup_file ./setup.py
 """
 
@@ -16,8 +16,8 @@ from typing import Any
 
 from absl import app
 
-from h01_beam.blockwise import FinishRun
 from h01_beam.config import apply_overrides, from_dict
+from h01_beam.finish import FinishRun
 from h01_beam.imaging.downsample import DownsampleConfig
 from h01_beam.imaging.stage import build_downsample
 from h01_beam.run import Run

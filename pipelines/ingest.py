@@ -1,10 +1,10 @@
-"""Converts a stack (.npy, .npz, .h5, .tif, or a folder of PNG or TIFF sections) to a volume.
+r"""Converts a stack (.npy, .npz, .h5, .tif, or a folder of PNG or TIFF sections) to a volume.
 
 DirectRunner:
-    python -m pipelines.ingest --input em.h5 --dataset raw \\
+    python -m pipelines.ingest --input em.h5 --dataset raw \
         --output 'em|neuroglancer-precomputed:' --voxel_size_nm 30,8,8
 A bucket, from here:
-    python -m pipelines.ingest --input em.h5 --output 'gs://b/em|neuroglancer-precomputed:' \\
+    python -m pipelines.ingest --input em.h5 --output 'gs://b/em|neuroglancer-precomputed:' \
         --voxel_size_nm 30,8,8
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 from absl import app
 
 from h01_beam import storage
-from h01_beam.blockwise import FinishRun
 from h01_beam.config import from_dict
+from h01_beam.finish import FinishRun
 from h01_beam.imaging.ingest import IngestConfig
 from h01_beam.imaging.stage import build_ingest
 from h01_beam.run import Run

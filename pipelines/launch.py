@@ -136,7 +136,9 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
     options = PipelineOptions(list(flags))
     unknown = _unknown_to_beam(options, flags)
     if unknown:
-        raise ValueError(f'unknown flag {unknown[0]!r}: see --help and the pipeline options of Beam')
+        raise ValueError(
+            f'unknown flag {unknown[0]!r}: see --help and the pipeline options of Beam'
+        )
     # Every DoFn lives in the library: nothing of the script need be pickled.
     options.view_as(SetupOptions).save_main_session = False
     standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)

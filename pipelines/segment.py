@@ -1,11 +1,11 @@
-"""Segments an EM volume with a flood-filling network, block by block, into one segmentation.
+r"""Segments an EM volume with a flood-filling network, block by block, into one segmentation.
 
 DirectRunner, all cores:
-    python -m pipelines.segment --config pipelines/configs/fib25.yaml \\
+    python -m pipelines.segment --config pipelines/configs/fib25.yaml \
         --set image=em --set model=fib25.keras --run_dir run
 Dataflow:
-    python -m pipelines.segment --config run.yaml --run_dir gs://b/run \\
-        --runner DataflowRunner --project P --region R --temp_location gs://b/tmp \\
+    python -m pipelines.segment --config run.yaml --run_dir gs://b/run \
+        --runner DataflowRunner --project P --region R --temp_location gs://b/tmp \
         --setup_file ./setup.py
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 
 from absl import app
 
-from h01_beam.blockwise import FinishRun
 from h01_beam.config import from_dict, load
+from h01_beam.finish import FinishRun
 from h01_beam.run import Run
 from h01_beam.segmentation.config import SegmentConfig
 from h01_beam.segmentation.figures import figures, highlights
@@ -44,4 +44,6 @@ def show_results(run: Run) -> None:
 
 
 if __name__ == '__main__':
-    app.run(lambda args: sys.exit(main(args)), flags_parser=launch.parse(launch.parser(__doc__ or '')))
+    app.run(
+        lambda args: sys.exit(main(args)), flags_parser=launch.parse(launch.parser(__doc__ or ''))
+    )

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import itertools
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,94 +10,33 @@ import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.testing.util import assert_that
-from scipy import ndimage
 
 from h01_beam import storage, tables
-from h01_beam.blockwise import FinishRun, MapBlocks, StageSummary
-from h01_beam.geometry import BlockGrid, CoreBox, LowerFace, UpperOverlap
+from h01_beam.blockwise import MapBlocks
+from h01_beam.geometry import BlockGrid, LowerFace, UpperOverlap
 from h01_beam.plan import BlockResult, Read, Write
 from h01_beam.run import Ledger, Marker, Resources, Run
-from h01_beam.volume import Volume
-from tests.arrays import box, create, position_code, read_all, run_pipeline, tree_bytes
-
-BLOCK, HALO = (4, 8, 16), (2, 2, 2)
-ROWS = tables.Schema({'voxel': 'uint64', 'block': 'int64'})
-
-
-@dataclasses.dataclass(frozen=True)
-class Mean:
-    """A 3-d mean filter, plus a parameter."""
-
-    offset: int = 0
-    radius: int = 2
-
-    def __call__(self, image):
-        size = 2 * self.radius + 1
-        total = ndimage.uniform_filter(image.astype(np.float64), size, mode='nearest')
-        return (np.rint(total * 4) + self.offset).astype(np.uint16)
-
-
-@dataclasses.dataclass(frozen=True)
-class UntilPoisoned:
-    """Fails in one block for as long as a file is there."""
-
-    poison: str
-    message: str = 'a cosmic ray'
-
-    def __call__(self, image, block):
-        if block.index == (1, 1, 1) and os.path.exists(self.poison):
-            raise (
-                OSError(errno.ENOSPC, self.message)
-                if 'space' in self.message
-                else (RuntimeError(self.message))
-            )
-        return Mean()(image)
-
-
-def grid_of(spec, halo=HALO):
-    return BlockGrid(spec.bounds, BLOCK, halo)
-
-
-def target(path, source, driver='neuroglancer-precomputed', **values):
-    return dataclasses.replace(
-        source, uri=f'{path}|{driver}:', dtype='uint16',
-        encoding='zstd' if driver == 'zarr3' else 'raw', **values,
-    )  # fmt: skip
+from tests.arrays import create, position_code, read_all, run_pipeline, tree_bytes
+from tests.blocks import (
+    BLOCK,
+    HALO,
+    ROWS,
+    Mean,
+    UntilPoisoned,
+    chunks,
+    counts,
+    grid_of,
+    map_blocks,
+    mean_with_rows,
+    noisy_image,
+    summary_of,
+    target,
+)
 
 
 @pytest.fixture
 def source(tmp_path):
-    volume = create(tmp_path / 'em', write=False)
-    noise = np.random.default_rng(0).integers(0, 256, volume.spec.shape, dtype=np.uint8)
-    volume.write(volume.bounds, noise)
-    return volume.spec
-
-
-def map_blocks(run_dir, source, output, function=None, stage='filter', **values):
-    """Runs one stage and returns its summary."""
-
-    def build(root, run):
-        arguments = {'grid': grid_of(source), 'reads': {'image': source}}
-        arguments |= {
-            'writes': {'filtered': output},
-            'config': function if dataclasses.is_dataclass(function) else None,
-        }
-        root | MapBlocks(function or Mean(), stage=stage, run=run, **(arguments | values))
-
-    return summary_of(run_pipeline(run_dir, build), stage)
-
-
-def summary_of(run, stage):
-    return json.loads(storage.read_bytes(storage.join(run.ledger(stage).path, 'summary.json')))
-
-
-def chunks(folder):
-    """All files of a volume but for where its ledger is."""
-    return {k: v for k, v in tree_bytes(folder).items() if not k.startswith('provenance')}
-
-
-def counts(summary):
-    return summary['blocks'], summary['blocks_run'], summary['blocks_reused']
+    return noisy_image(tmp_path)
 
 
 # ---------------------------------------------------------------- equivalence
@@ -202,160 +138,6 @@ def test_concurrency_does_not_change_a_byte(tmp_path, source):
     assert chunks(tmp_path / 'out1') == chunks(tmp_path / 'out3')
     assert summaries[0]['digest'] == summaries[1]['digest']
     assert counts(summaries[1]) == (27, 27, 0)
-
-
-# ---------------------------------------------------------------- resume and re-runs
-
-
-def test_the_rest_runs_after_a_failure_and_only_the_rest(tmp_path, source, concurrency=2):
-    output, poison = target(tmp_path / 'out', source), tmp_path / 'poison'
-    poison.write_text('')
-    function = UntilPoisoned(str(poison))
-    with pytest.raises(Exception, match=r'stage filter, block \(1, 1, 1\) .*a cosmic ray'):
-        map_blocks(tmp_path / 'run', source, output, function, concurrency=concurrency)
-    finished = len(list(Ledger(f'{tmp_path}/run/ledger/filter').markers_written()))
-    assert 0 < finished < 27
-    poison.unlink()
-    summary = map_blocks(tmp_path / 'run', source, output, function, concurrency=concurrency)
-    assert counts(summary) == (27, 27 - finished, finished)
-    undisturbed = target(tmp_path / 'undisturbed', source)
-    map_blocks(tmp_path / 'other', source, undisturbed)
-    assert chunks(tmp_path / 'out') == chunks(tmp_path / 'undisturbed')
-    assert counts(map_blocks(tmp_path / 'run', source, output, function)) == (27, 0, 27)
-
-
-def chain(tmp_path, source, offsets=(0, 0, 0, 0), scale=1):
-    """Runs first -> second -> third, and a fourth beside them; returns how many blocks ran."""
-    specs = [target(tmp_path / f'run/volumes/v{i}', source) for i in range(4)]
-    sources = [source, specs[0], specs[1], source]
-
-    def build(root, run):
-        done = []
-        for i, (spec, read, offset) in enumerate(zip(specs, sources, offsets)):
-            done.append(
-                root
-                | MapBlocks(
-                    Mean(offset, radius=1), stage=f'stage{i}', run=run, grid=grid_of(source),
-                    reads={'image': read}, writes={'out': spec}, config=[offset, scale],
-                    after=done[-1:],
-                )
-            )  # fmt: skip
-
-    run = run_pipeline(tmp_path / 'run', build)
-    return [summary_of(run, f'stage{i}')['blocks_run'] for i in range(4)]
-
-
-@pytest.fixture(scope='module')
-def finished_chain(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('chain')
-    volume = create(folder / 'em', write=False)
-    noise = np.random.default_rng(0).integers(0, 256, volume.spec.shape, dtype=np.uint8)
-    volume.write(volume.bounds, noise)
-    assert chain(folder, volume.spec) == [27, 27, 27, 27]
-    return folder
-
-
-@pytest.fixture
-def chained(finished_chain, tmp_path):
-    """A folder with a finished chain, and its source."""
-    folder = tmp_path / 'copy'
-    shutil.copytree(finished_chain, folder)
-    return folder, Volume.open(f'{folder}/em').spec
-
-
-def test_nothing_runs_again_even_in_another_place(chained):
-    assert chain(*chained) == [0, 0, 0, 0]
-
-
-def test_a_parameter_re_runs_what_depends_on_it_and_nothing_else(chained):
-    folder, source = chained
-    assert chain(folder, source, (0, 7, 0, 0)) == [0, 27, 27, 0]
-    expected = Mean(0, 1)(Mean(7, 1)(Mean(0, 1)(read_all(source.uri))))
-    np.testing.assert_array_equal(read_all(f'{folder}/run/volumes/v2'), expected)
-
-
-def test_what_comes_out_the_same_stops_there(chained):
-    folder, source = chained
-    before = tree_bytes(folder / 'run/volumes')
-    shutil.rmtree(folder / 'run/ledger/stage0/blocks')
-    assert chain(folder, source) == [27, 0, 0, 0]
-    assert tree_bytes(folder / 'run/volumes') == before
-
-
-def test_a_changed_block_re_runs_the_blocks_that_read_it(chained):
-    folder, source = chained
-    first = Volume.open(f'{folder}/run/volumes/v0')
-    changed = grid_of(source)[0, 2, 0]
-    first.write(changed.core, np.full(changed.core.shape, 999, np.uint16))
-    ledger = Ledger(f'{folder}/run/ledger/stage0')
-    ledger.write(changed.index, dataclasses.replace(ledger.read(changed.index), digest='new'))
-    grid = grid_of(source)
-    second = [b for b in grid if b.read.intersection(changed.core)]
-    third = [b for b in grid if any(b.read.intersection(other.core) for other in second)]
-    assert 1 < len(second) < len(third)
-    assert chain(folder, source) == [0, len(second), len(third), 0]
-    expected = Mean(0, 1)(Mean(0, 1)(first.read(first.bounds)))
-    np.testing.assert_array_equal(read_all(f'{folder}/run/volumes/v2'), expected)
-
-
-def test_a_deleted_volume_is_made_again(chained):
-    folder, source = chained
-    before = tree_bytes(folder / 'run/volumes')
-    shutil.rmtree(folder / 'run/volumes/v1')
-    # The same blocks come out, so that what reads them need not run.
-    assert chain(folder, source) == [0, 27, 0, 0]
-    assert tree_bytes(folder / 'run/volumes') == before
-
-
-def test_reading_what_has_not_finished_is_an_error(chained):
-    folder, _ = chained
-    os.remove(folder / 'run/ledger/stage0/blocks/0/0_0.json')
-    read = Volume.open(f'{folder}/run/volumes/v0').spec
-    output = target(folder / 'out', read)
-    with pytest.raises(Exception, match=r'block \(0, 0, 0\) of .*stage0.* has not finished'):
-        map_blocks(folder / 'later', read, output)
-
-
-def test_a_volume_of_another_layout_is_made_anew(tmp_path, source):
-    output = target(tmp_path / 'out', source)
-    map_blocks(tmp_path / 'run', source, output)
-    output = dataclasses.replace(output, chunk=(2, 8, 16))
-    assert counts(map_blocks(tmp_path / 'run', source, output)) == (27, 27, 0)
-    np.testing.assert_array_equal(read_all(output.uri), Mean()(read_all(source.uri)))
-    assert counts(map_blocks(tmp_path / 'run', source, output)) == (27, 0, 27)
-
-
-def test_a_crash_while_a_volume_is_made_anew_loses_nothing(tmp_path, source, monkeypatch):
-    output = target(tmp_path / 'out', source)
-    map_blocks(tmp_path / 'run', source, output)
-    shutil.rmtree(tmp_path / 'out')
-    create_volume = Volume.create
-
-    def crash(spec):
-        create_volume(spec)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Volume, 'create', crash)
-    with pytest.raises(KeyboardInterrupt):
-        map_blocks(tmp_path / 'run', source, output)
-    monkeypatch.undo()
-    assert counts(map_blocks(tmp_path / 'run', source, output)) == (27, 27, 0)
-    np.testing.assert_array_equal(read_all(output.uri), Mean()(read_all(source.uri)))
-
-
-def test_new_sections_leave_finished_blocks_alone(tmp_path, source):
-    """Foreign volumes are known as a whole, so the sections come through a ledger of their own."""
-    output = target(tmp_path / 'out', source)
-    part = BlockGrid(box((3, 5, 7), (8, 21, 35)), BLOCK, (0, 0, 0))
-    whole = BlockGrid(source.bounds, BLOCK, (0, 0, 0))
-    assert counts(map_blocks(tmp_path / 'run', source, output, grid=part)) == (18, 18, 0)
-    assert counts(map_blocks(tmp_path / 'run', source, output, grid=whole)) == (27, 9, 18)
-
-
-def test_a_changed_version_or_model_re_runs(tmp_path, source):
-    output = target(tmp_path / 'out', source)
-    for values in ({'model_hash': 'a'}, {'version': 2, 'model_hash': 'a'}, {'model_hash': 'b'}):
-        assert map_blocks(tmp_path / 'run', source, output, **values)['blocks_run'] == 27
 
 
 # ---------------------------------------------------------------- failures
@@ -468,15 +250,6 @@ def test_a_dry_run_writes_nothing(tmp_path, source):
 # ---------------------------------------------------------------- rows
 
 
-def mean_with_rows(image, block):
-    """One row for every bright voxel of the core."""
-    bright = np.argwhere(image[block.core_in_read] > 250) + block.core.start
-    voxels = (bright * (1_000_000, 1000, 1)).sum(1).astype(np.uint64)
-    rows = {'voxel': voxels, 'block': np.full(len(voxels), sum(block.index))}
-    metrics = {'bright': float(len(voxels)), 'peak_bright': float(len(voxels))}
-    return BlockResult(arrays={'filtered': Mean()(image)}, rows={'rows': rows}, metrics=metrics)
-
-
 def test_rows_leave_a_block_as_one_part(tmp_path, source):
     output = target(tmp_path / 'out', source)
     values = {'table_writes': {'rows': ROWS}}
@@ -525,72 +298,6 @@ def test_a_block_may_read_its_own_rows(tmp_path, source):
     part = f'{tmp_path}/run/tables/rows/parts/1/1_1.parquet'
     storage.write_bytes(part, tables.to_parquet(ROWS.empty(), ROWS))
     assert run_count()['blocks_run'] == 1
-
-
-# ---------------------------------------------------------------- summaries
-
-
-def record(index):
-    return {
-        'index': index, 'ran': index % 3 > 0, 'digest': f'{2**127 * (index % 2) + 7 * index:032x}',
-        'rows': index, 'seconds': 0.5, 'started': 100.0 + index, 'ended': 101.0 + index,
-        'metrics': {'steps': index, 'peak_memory_bytes': 1000 - index},
-    }  # fmt: skip
-
-
-def test_summaries_do_not_depend_on_the_order():
-    combine, records = StageSummary(), [record(i) for i in range(8)]
-    results = set()
-    for order in itertools.islice(itertools.permutations(range(8)), 0, 40320, 997):
-        halves = []
-        for part in (order[:3], order[3:], ()):
-            total = combine.create_accumulator()
-            for index in part:
-                total = combine.add_input(total, records[index])
-            halves.append(total)
-        summary = combine.extract_output(combine.merge_accumulators(halves))
-        results.add(json.dumps(summary, sort_keys=True))
-    (only,) = results
-    summary = json.loads(only)
-    assert (summary['blocks'], summary['blocks_run'], summary['blocks_reused']) == (8, 5, 3)
-    assert summary['steps'] == 28 and summary['peak_memory_bytes'] == 1000
-    assert summary['wall_seconds'] == 7.0 and summary['seconds'] == 4.0
-
-
-def test_summaries_change_with_any_digest():
-    combine = StageSummary()
-
-    def digest(records):
-        total = combine.create_accumulator()
-        for item in records:
-            total = combine.add_input(total, item)
-        return combine.extract_output(total)['digest']
-
-    records = [record(i) for i in range(4)]
-    changed = [*records[:3], dict(records[3], digest=records[2]['digest'])]
-    swapped = [*changed[:2], dict(records[2], digest=records[3]['digest']), changed[3]]
-    assert len({digest(records), digest(changed), digest(swapped)}) == 3
-
-
-def test_the_report_waits_for_all_stages(tmp_path, source):
-    output = target(tmp_path / 'out', source)
-
-    def build(root, run):
-        run.write_manifest('filter', {'radius': 2}, {})
-        root | MapBlocks(
-            Mean(), stage='filter', grid=grid_of(source), run=run,
-            reads={'image': Read(source)}, writes={'filtered': Write(output, CoreBox())},
-        )  # fmt: skip
-        root | FinishRun(
-            run, highlights=lambda content: {'blocks': content['stages']['filter']['blocks']}
-        )
-
-    run_pipeline(tmp_path / 'run', build)
-    report = json.loads((tmp_path / 'run/report.json').read_text())
-    assert report['highlights'] == {'blocks': 27}
-    assert report['stages']['filter']['blocks_run'] == 27
-    assert report['stages']['filter']['peak_memory_bytes'] > 2**20
-    assert '<h1>Filter report</h1>' in (tmp_path / 'run/report.html').read_text()
 
 
 def test_a_marker_holds_what_the_contract_says(tmp_path, source):

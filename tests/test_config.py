@@ -79,11 +79,17 @@ def test_numbers_without_a_point_are_numbers():
         ({}, r"'image' is missing: set it in the file or with --set image=VALUE"),
         ({'image': 1}, r"'image' is 1: must be of type str"),
         ({'image': 'a', 'imgae': 'b'}, r"unknown config key 'imgae'.*did you mean 'image'"),
-        ({'image': 'a', 'ffn': {'pad_valu': 1}}, r"unknown config key 'ffn.pad_valu'.*'ffn.pad_value'"),
+        (
+            {'image': 'a', 'ffn': {'pad_valu': 1}},
+            r"unknown config key 'ffn.pad_valu'.*'ffn.pad_value'",
+        ),
         ({'image': 'a', 7: 1}, "unknown config key '7'"),
         ({'image': 'a', 'ffn': 3}, "'ffn' is 3: must be a mapping"),
         ({'image': 'a', 'ffn': {'method': 'x'}}, r"'ffn.method' is 'x': must be one of 'peaks'"),
-        ({'image': 'a', 'ffn': {'pad_value': 'x'}}, "'ffn.pad_value' is 'x': must be of type float"),
+        (
+            {'image': 'a', 'ffn': {'pad_value': 'x'}},
+            "'ffn.pad_value' is 'x': must be of type float",
+        ),
         ({'image': 'a', 'block': [1, 2]}, r"'block' is \[1, 2\]: must have 3 values"),
         ({'image': 'a', 'block': '123'}, r"'block' is '123': must be a list"),
         ({'image': 'a', 'block': [1, 2, 0.5]}, r"'block\[2\]' is 0.5: must be of type int"),
@@ -106,7 +112,10 @@ def test_malformed_overrides_are_refused(override):
 def test_files_that_are_no_config(tmp_path):
     with pytest.raises(FileNotFoundError, match='there is no such file; examples are in'):
         config.load(str(tmp_path / 'none.yaml'))
-    for text, message in (('a: [', 'is not valid YAML'), ('- a', 'holds a list: must be a mapping')):
+    for text, message in (
+        ('a: [', 'is not valid YAML'),
+        ('- a', 'holds a list: must be a mapping'),
+    ):
         (tmp_path / 'bad.yaml').write_text(text)
         with pytest.raises(ValueError, match=message):
             config.load(str(tmp_path / 'bad.yaml'))

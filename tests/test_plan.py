@@ -59,7 +59,10 @@ def test_a_stage_resumes_under_the_same_config(run):
     ('change', 'message'),
     [
         ({'block_shape': (32, 64, 96)}, r'does not fit the chunks \(16, 32, 64\) of .* along x'),
-        ({'block_shape': (24, 64, 128)}, 'along z: two blocks would write one chunk; make block_sh'),
+        (
+            {'block_shape': (24, 64, 128)},
+            'along z: two blocks would write one chunk; make block_sh',
+        ),
         ({'bounds': box((1, 2, 5), (64, 128, 200))}, 'does not fit the chunks .* along x'),
     ],
 )
@@ -102,7 +105,9 @@ def test_too_little_memory_is_refused(tmp_path):
 
 def test_blocks_outside_of_a_volume_are_refused(run):
     small = dataclasses.replace(IMAGE, shape=(64, 128, 255))
-    with pytest.raises(ValueError, match=r"needs .* of 'image', but .* covers \[1:65, 2:130, 3:258"):
+    with pytest.raises(
+        ValueError, match=r"needs .* of 'image', but .* covers \[1:65, 2:130, 3:258"
+    ):
         make_plan(run, read=small)
     with pytest.raises(ValueError, match=r"needs .* of 'labels'"):
         make_plan(run, write=dataclasses.replace(LABELS, start=(0, 2, 3)))

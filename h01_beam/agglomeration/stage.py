@@ -20,7 +20,8 @@ from apache_beam.utils.windowed_value import WindowedValue
 from h01_beam import config as config_lib
 from h01_beam import storage, tables
 from h01_beam.agglomeration.components import ConnectedComponents
-from h01_beam.blockwise import RANGE, StageSummary, expand_range
+from h01_beam.blockwise import RANGE, expand_range
+from h01_beam.finish import StageSummary
 from h01_beam.geometry import BlockGrid
 from h01_beam.run import Ledger, Run, StagePlan, StageRecord
 

@@ -68,8 +68,8 @@ class ConvertBlock:
         if source.dtype.kind == 'i' and np.dtype(self.dtype).kind == 'u' and (source < 0).any():
             first = np.argwhere(source < 0)[0] + block.core.start
             raise ValueError(
-                f'labels are negative, the first at {tuple(first.tolist())} (zyx): ids must be >= 0, '
-                '0 for unlabelled voxels'
+                f'labels are negative, the first at {tuple(first.tolist())} (zyx): ids must be '
+                '>= 0, 0 for unlabelled voxels'
             )
         return source.astype(self.dtype)
 

@@ -158,9 +158,8 @@ def _global_arrays(
 ) -> dict[str, np.ndarray]:
     """Supervoxel ids over the core, and over the planes shared with each next neighbour.
 
-    Args:
-      voxels: by local id, in the core; an object without any exists for nobody else, and must
-        not be matched.
+    `voxels` counts, by local id, those in the core: an object without any exists for nobody
+    else, and must not be matched.
     """
     ids = np.arange(len(voxels), dtype=np.uint64)
     table = np.where((voxels > 0) & (ids > 0), base + ids, np.uint64(0))

@@ -113,7 +113,8 @@ def test_kill_9_then_the_same_command(inputs: Path, finished, tmp_path: Path) ->
         while len(list(markers.glob('*/*.json'))) < 3 and time.monotonic() < deadline:
             assert process.poll() is None, 'the run ended before it could be killed'
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+    _wait_until_workers_ended(process.pid)
     kept = {path: path.read_bytes() for path in markers.glob('*/*.json')}
     assert 3 <= len(kept) < BLOCKS
     assert not (tmp_path / 'report.json').exists()
@@ -123,6 +124,19 @@ def test_kill_9_then_the_same_command(inputs: Path, finished, tmp_path: Path) ->
     assert flood['blocks_run'] == BLOCKS - len(kept)
     assert all(path.read_bytes() == marker for path, marker in kept.items())
     assert _hashes(str(tmp_path)) == _hashes(str(run_dir))
+
+
+def _wait_until_workers_ended(group: int, limit_s: float = 20) -> None:
+    """Only the launcher was killed: its workers must notice, and end by themselves."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
+    pytest.fail(f'workers went on for {limit_s} s after their launcher was killed')
 
 
 @pytest.mark.slow

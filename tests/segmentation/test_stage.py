@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from h01_beam import tables
-from h01_beam.blockwise import FinishRun
+from h01_beam.finish import FinishRun
 from h01_beam.run import Resources, Run
 from h01_beam.segmentation.config import GridConfig, InferenceConfig, OutputConfig, SegmentConfig
 from h01_beam.segmentation.ffn import FfnConfig

@@ -1,0 +1,148 @@
+"""How a run ends: each stage's records become a summary, all summaries become the report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+
+from h01_beam import report, storage
+from h01_beam.run import Ledger, Run
+
+
+class SummarizeStage(beam.PTransform):
+    """Adds up a stage's block records into `ledger/STAGE/summary.json`; yields the summary."""
+
+    def __init__(self, stage: str, ledger: Ledger):
+        super().__init__(label=f'Summarize_{stage}')
+        self._stage = stage
+        self._ledger = ledger
+
+    def expand(self, records: beam.PCollection) -> beam.PCollection:
+        return (
+            records
+            | beam.CombineGlobally(StageSummary())
+            | beam.Map(_write_summary, self._stage, self._ledger)
+        )
+
+
+class StageSummary(beam.CombineFn):
+    """Counts blocks, adds metrics, takes maxima of `peak_*`, and combines digests.
+
+    The combined digest is the sum of the blocks' digests, so that the order does not matter.
+    """
+
+    def create_accumulator(self) -> dict[str, Any]:
+        return {'blocks': 0, 'blocks_run': 0, 'blocks_reused': 0, 'rows': 0, 'seconds': 0.0,
+                'digest': 0, 'started': None, 'ended': None, 'metrics': {}}  # fmt: skip
+
+    def add_input(self, total: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+        ran = record['ran']
+        return self.merge_accumulators(
+            [
+                total,
+                {
+                    'blocks': 1,
+                    'blocks_run': int(ran),
+                    'blocks_reused': int(not ran),
+                    'rows': record['rows'],
+                    'seconds': record['seconds'],
+                    'digest': _digest_at(record['index'], record['digest']),
+                    'started': record['started'] if ran else None,
+                    'ended': record['ended'] if ran else None,
+                    'metrics': record['metrics'],
+                },
+            ]
+        )
+
+    def merge_accumulators(self, parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        total = self.create_accumulator()
+        for part in parts:
+            for name in ('blocks', 'blocks_run', 'blocks_reused', 'rows', 'seconds'):
+                total[name] += part[name]
+            total['digest'] = (total['digest'] + part['digest']) % 2**128
+            total['started'] = _extreme(min, total['started'], part['started'])
+            total['ended'] = _extreme(max, total['ended'], part['ended'])
+            for name, value in part['metrics'].items():
+                old = total['metrics'].get(name, 0)
+                total['metrics'][name] = (
+                    max(old, value) if name.startswith('peak_') else old + value
+                )
+        return total
+
+    def extract_output(self, total: dict[str, Any]) -> dict[str, Any]:
+        wall = total['ended'] - total['started'] if total['started'] else 0.0
+        counts = {n: total[n] for n in ('blocks', 'blocks_run', 'blocks_reused', 'rows', 'seconds')}
+        return {
+            **counts,
+            'wall_seconds': wall,
+            'digest': f'{total["digest"]:032x}',
+            **dict(sorted(total['metrics'].items())),
+        }
+
+
+def _write_summary(summary: dict[str, Any], stage: str, ledger: Ledger) -> tuple[str, Any]:
+    text = json.dumps(summary, indent=1)
+    storage.write_bytes(storage.join(ledger.path, 'summary.json'), text.encode())
+    return stage, summary
+
+
+def _digest_at(index: int, digest: str) -> int:
+    # With the index in it, two blocks that swap what they wrote change the sum.
+    return int(hashlib.sha256(f'{index}:{digest}'.encode()).hexdigest()[:32], 16)
+
+
+def _extreme(choose: Callable[..., Any], a: float | None, b: float | None) -> float | None:
+    present = [v for v in (a, b) if v is not None]
+    return choose(present) if present else None
+
+
+class FinishRun(beam.PTransform):
+    """Writes the report when every stage built into the run has ended.
+
+    Args:
+      run: the run, with all stages built.
+      figures: functions of the run's path that draw into its figures folder and return
+        {path of PNG: caption}.
+      highlights: function of the report's content: {what: number} for its top.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        figures: Sequence[Callable[[str], Mapping[str, str]]] = (),
+        highlights: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    ):
+        super().__init__(label='Report')
+        self._summaries = run.summaries
+        self._path = run.path
+        self._stages = [plan.name for plan in run.plans]
+        self._figures = list(figures)
+        self._highlights = highlights
+
+    def expand(self, root: Any) -> beam.PCollection:
+        return (
+            root
+            | beam.Create([self._path], reshuffle=False)
+            | 'WaitForStages' >> beam.WaitOn(*self._summaries)
+            | 'Write' >> beam.Map(_write_report, self._stages, self._figures, self._highlights)
+        )
+
+
+def _write_report(
+    path: str,
+    stages: Sequence[str],
+    figures: Sequence[Callable[[str], Mapping[str, str]]],
+    highlights: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None,
+) -> str:
+    content = report.collect(path, stages)
+    if highlights:
+        content['highlights'] = dict(highlights(content))
+    drawn: dict[str, str] = {}
+    for figure in figures:
+        drawn |= figure(path)
+    report.write(path, content, drawn)
+    return path
