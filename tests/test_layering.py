@@ -48,7 +48,7 @@ RULES = (
     Rule(
         packages=('apache_beam',),
         allowed=BEAM_FILES,
-        reason='stages are pure functions; Beam stays in blockwise, finish, run, stage.py and pipelines',
+        reason='stages are pure functions; Beam stays in blockwise, finish, stage.py and pipelines',
     ),
     Rule(
         packages=('tensorstore',),

@@ -92,7 +92,7 @@ def test_channels_come_first(tmp_path):
 
 
 def test_precomputed_files_are_those_of_neuroglancer(tmp_path):
-    """The format's specification: xyz everywhere, chunks named by x, y, z ranges in Fortran order."""
+    """The format says: xyz everywhere, chunks named by their x, y and z, in Fortran order."""
     volume = create(tmp_path / 'em')
     info = json.loads((tmp_path / 'em/info').read_text())
     assert info['@type'] == 'neuroglancer_multiscale_volume'

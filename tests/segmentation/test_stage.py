@@ -1,4 +1,4 @@
-"""The segmentation job, end to end, on synthetic tissue and a network that floods what is bright."""
+"""The segmentation job, end to end, on synthetic tissue with a network that floods brightness."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def _config(tissue: dict[str, str], **changes) -> SegmentConfig:
         image=tissue['image'],
         model=tissue['model'],
         grid=GridConfig(block_shape=(20, 48, 64), halo=(8, 12, 12)),
-        ffn=FfnConfig(min_segment_size=200, disco_seed_threshold=None, seed_voxel_size_nm=VOXEL_SIZE_NM),
+        ffn=FfnConfig(
+            min_segment_size=200, disco_seed_threshold=None, seed_voxel_size_nm=VOXEL_SIZE_NM
+        ),
         inference=InferenceConfig(canvases=2, batch_size=1, threads=1),
         output=OutputConfig(chunk=(20, 16, 32)),
     )
@@ -117,7 +119,8 @@ def variation_of_information(counts: dict[tuple[int, int], int]) -> float:
         marginal: dict[int, float] = {}
         for pair, p in zip(counts, joint, strict=True):
             marginal[pair[side]] = marginal.get(pair[side], 0.0) + p
-        total += sum(-p * np.log2(p / marginal[c[side]]) for c, p in zip(counts, joint, strict=True))
+        shares = [p / marginal[c[side]] for c, p in zip(counts, joint, strict=True)]
+        total -= float(np.sum(joint * np.log2(shares)))
     return total
 
 
