@@ -346,7 +346,8 @@ def import_keras(threads: int = 0) -> Any:
 def _set_threads(config: Any, threads: int) -> None:
     try:
         config.set_intra_op_parallelism_threads(threads)
-        # A network is one chain of operations; this many calls may run side by side.
+        # A network is one chain of operations, so this is how many calls run side by side: with
+        # one thread between operations they would take turns.
         config.set_inter_op_parallelism_threads(max(2, os.cpu_count() or 1))
     except RuntimeError:
         logging.warning(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from h01_beam.geometry import BlockGrid, BoundingBox, Triple
 from h01_beam.imaging.downsample import DownsampleConfig
-from h01_beam.models import ModelCard
+from h01_beam.model_file import ModelCard
 from h01_beam.segmentation.ffn_config import FfnConfig
 from h01_beam.segmentation.reconcile import MatchConfig
 from h01_beam.volume import VolumeSpec, VoxelSize

@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from h01_beam.geometry import Block, Triple, UpperOverlap
-from h01_beam.models import ModelRef
+from h01_beam.models import RUNTIME_BYTES, ModelRef
 from h01_beam.plan import BlockResult
 from h01_beam.segmentation.config import InferenceConfig
 from h01_beam.segmentation.executor import BatchExecutor
@@ -20,8 +20,6 @@ LOCAL_BITS = 24
 
 # Canvas per voxel of the read box: logits float32, labels uint32, seeds' distance and edges.
 CANVAS_BYTES_PER_VOXEL = 24
-# TensorFlow and the graph of the network.
-NETWORK_PROCESS_BYTES = 900 * 2**20
 AXES = (0, 1, 2)
 
 
@@ -43,7 +41,8 @@ class FloodBlock:
         self._process = NetworkProcess.get(self.model, self.inference)
 
     def process_bytes(self) -> int:
-        return NETWORK_PROCESS_BYTES + self.model.projected_bytes(self.inference.batch_size)
+        inference = self.inference
+        return RUNTIME_BYTES + self.model.projected_bytes(inference.batch_size, inference.precision)
 
     def working_bytes(self, read_shape: Triple) -> int:
         return CANVAS_BYTES_PER_VOXEL * int(np.prod(read_shape))
@@ -68,7 +67,7 @@ class FloodBlock:
         )
         rows = _object_rows(flooded.objects, voxels, block, base)
         arrays = _global_arrays(flooded.labels, voxels, block, base, self.thickness)
-        metrics = {f'{k}': float(v) for k, v in flooded.counters.items()}
+        metrics = {k: float(v) for k, v in flooded.counters.items()}
         metrics |= {'seed_seconds': flooded.seconds['seeds'], **share()}
         return BlockResult(arrays=arrays, rows={'objects': rows}, metrics=metrics)
 
