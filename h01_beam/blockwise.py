@@ -34,7 +34,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from h01_beam import config as config_lib
 from h01_beam import plan, storage, tables, worker
-from h01_beam.finish import SummarizeStage
+from h01_beam.finish import CompactTable, SummarizeStage
 from h01_beam.geometry import Block, BlockGrid, BoundingBox
 from h01_beam.plan import BlockResult, Read, Write
 from h01_beam.run import (
@@ -103,6 +103,7 @@ class MapBlocks(beam.PTransform):
         self._writes = {
             n: w if isinstance(w, Write) else Write(w) for n, w in (writes or {}).items()
         }
+        self._table_writes = dict(table_writes or {})
         self._after = list(after)
         self._run = run
         self._ledger = run.ledger(stage)
@@ -114,7 +115,7 @@ class MapBlocks(beam.PTransform):
             reads=self._reads,
             writes=self._writes,
             table_reads=tuple(table_reads),
-            table_writes=dict(table_writes or {}),
+            table_writes=self._table_writes,
             config=config_lib.fingerprint([stage, version, config, model_hash]),
             concurrency=concurrency,
             run=run,
@@ -143,6 +144,8 @@ class MapBlocks(beam.PTransform):
             | 'Process' >> beam.ParDo(self._process)
         )
         self._run.summaries.append(done | SummarizeStage(self._stage, self._ledger))
+        for name, schema in self._table_writes.items():
+            self._run.summaries.append(done | CompactTable(self._run, name, self._grid, schema))
         return done
 
     def _create_outputs(self) -> None:
@@ -201,7 +204,7 @@ class _ProcessBlocks(beam.DoFn):
         # Volumes of the same run exist by now: they are made before launch.
         self._sources = {name: Volume.open(read.spec.uri) for name, read in self._reads.items()}
         self._targets = {name: Volume.open(write.spec.uri) for name, write in self._writes.items()}
-        self._run = Run(self._run_path, resources=None, dry_run=True)  # type: ignore[arg-type]
+        self._run = Run.at(self._run_path)
         record = StageRecord.read(self._ledger)
         self._generation = record.generation if record else 0
         if hasattr(self._function, 'setup'):

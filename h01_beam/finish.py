@@ -9,8 +9,13 @@ from typing import Any
 
 import apache_beam as beam
 
-from h01_beam import report, storage
+from h01_beam import report, storage, tables
+from h01_beam.geometry import BlockGrid
 from h01_beam.run import Ledger, Run
+from h01_beam.tables import Schema
+
+# Blocks whose rows share one file of a compacted table.
+COMPACTED_BLOCKS = 256
 
 
 class SummarizeStage(beam.PTransform):
@@ -98,6 +103,51 @@ def _digest_at(index: int, digest: str) -> int:
 def _extreme(choose: Callable[..., Any], a: float | None, b: float | None) -> float | None:
     present = [v for v in (a, b) if v is not None]
     return choose(present) if present else None
+
+
+class CompactTable(beam.PTransform):
+    """Joins the parts of a table, `COMPACTED_BLOCKS` blocks to a file `tables/NAME/000000.parquet`.
+
+    A file is written again only when one of its blocks changed; its `.key` says of what it is
+    made. Input: block records. Output: (number of the file, rows written or None).
+    """
+
+    def __init__(self, run: Run, name: str, grid: BlockGrid, schema: Schema):
+        super().__init__(label=f'Compact_{name}')
+        self._run_path, self._name, self._grid, self._schema = run.path, name, grid, schema
+
+    def expand(self, records: beam.PCollection) -> beam.PCollection:
+        return (
+            records
+            | 'ByFile' >> beam.Map(_file_and_digest)
+            | beam.CombinePerKey(sum)
+            | 'Join' >> beam.Map(_join_parts, self._run_path, self._name, self._grid, self._schema)
+        )
+
+
+def _file_and_digest(record: Mapping[str, Any]) -> tuple[int, int]:
+    return record['index'] // COMPACTED_BLOCKS, _digest_at(record['index'], record['digest'])
+
+
+def _join_parts(
+    file_and_digest: tuple[int, int], run_path: str, name: str, grid: BlockGrid, schema: Schema
+) -> tuple[int, int | None]:
+    number, digest = file_and_digest
+    run = Run.at(run_path)
+    path = storage.join(run.table(name), f'{number:06d}.parquet')
+    key = f'{digest:x}'.encode()
+    if storage.exists(path) and storage.exists(path + '.key'):
+        if storage.read_bytes(path + '.key') == key:
+            return number, None
+    first, last = number * COMPACTED_BLOCKS, (number + 1) * COMPACTED_BLOCKS
+    parts = (
+        tables.from_parquet(storage.read_bytes(run.table_part(name, grid.index(linear))))
+        for linear in range(first, min(last, len(grid)))
+    )
+    joined = tables.concatenate(parts, schema)
+    storage.write_bytes(path, tables.to_parquet(joined, schema))
+    storage.write_bytes(path + '.key', key)
+    return number, tables.length(joined)
 
 
 class FinishRun(beam.PTransform):

@@ -66,7 +66,10 @@ def write_level(spec: VolumeSpec, parsed: VolumeUri) -> None:
 
 
 def read_level(parsed: VolumeUri) -> tuple[tuple[float, ...] | None, str]:
-    """Scale in nm (per axis of the array) and path of a level; a plain array has no scale."""
+    """Scale in nm (per axis of the array) and path of a level.
+
+    The scale is None for a plain array, and where an axis has no unit.
+    """
     name = 'zarr.json' if parsed.driver == 'zarr3' else '.zattrs'
     path = storage.join(parsed.path, name)
     attributes = json.loads(storage.read_bytes(path)) if storage.exists(path) else {}
@@ -90,13 +93,19 @@ def read_level(parsed: VolumeUri) -> tuple[tuple[float, ...] | None, str]:
     names = [axis['name'] for axis in multiscale['axes']]
     if names[-3:] != ['z', 'y', 'x']:
         raise ValueError(f'{str(parsed)!r} has axes {names}: the last three must be z, y, x')
-    to_nm = [_nm_per_unit(a.get('unit'), parsed) if a.get('type') == 'space' else 1.0
-             for a in multiscale['axes']]  # fmt: skip
+    path = storage.join(parsed.path, level['path'])
+    space = [axis.get('type') == 'space' for axis in multiscale['axes']]
+    if any(s and 'unit' not in a for s, a in zip(space, multiscale['axes'], strict=True)):
+        return None, path  # A guess at the unit could be wrong a thousandfold.
+    to_nm = [
+        _nm_per_unit(axis['unit'], parsed) if is_space else 1.0
+        for is_space, axis in zip(space, multiscale['axes'], strict=True)
+    ]
     nm = tuple(float(s * f) for s, f in zip(scale, to_nm, strict=True))
-    return nm, storage.join(parsed.path, level['path'])
+    return nm, path
 
 
-def _nm_per_unit(unit: str | None, parsed: VolumeUri) -> float:
+def _nm_per_unit(unit: str, parsed: VolumeUri) -> float:
     factors = {
         'angstrom': 0.1,
         'nanometer': 1.0,
@@ -104,8 +113,6 @@ def _nm_per_unit(unit: str | None, parsed: VolumeUri) -> float:
         'millimeter': 1e6,
         'meter': 1e9,
     }
-    if unit is None:
-        return 1e3  # OME-Zarr writers that leave the unit out mean micrometres.
     if unit not in factors:
         raise ValueError(f'{str(parsed)!r}: unit {unit!r} of an axis is not one of {list(factors)}')
     return factors[unit]

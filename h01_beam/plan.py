@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from h01_beam.geometry import Block, BlockGrid, BoundingBox, CoreBox, ReadBox, Triple
-from h01_beam.run import Run, StagePlan, StageRecord
-from h01_beam.volume import VolumeSpec
+from h01_beam.run import Run, StagePlan, StageRecord, has_provenance
+from h01_beam.volume import Volume, VolumeSpec
 
 Region = Callable[[Block], BoundingBox | None]
 
@@ -80,6 +80,7 @@ def plan_stage(
     _check_disjoint(stage, reads, writes)
     for name, write in writes.items():
         _check_alignment(stage, name, write.spec, grid)
+        _check_ownership(stage, name, write.spec)
     memory = _projected_memory(function, grid, reads, writes, concurrency)
     _check_memory(stage, memory, run, grid, concurrency)
     block = _middle(grid)
@@ -149,6 +150,19 @@ def _check_alignment(stage: str, name: str, spec: VolumeSpec, grid: BlockGrid) -
                 f'{name!r} along {axis_name}: two blocks would write one {what}; make block_shape '
                 f'a multiple of {unit}, or choose {what}s that divide it'
             )
+
+
+def _check_ownership(stage: str, name: str, spec: VolumeSpec) -> None:
+    try:
+        existing = Volume.open(spec.uri).spec
+    except (FileNotFoundError, ValueError):
+        return
+    if not Volume.is_there(spec) and not has_provenance(spec):
+        raise ValueError(
+            f'stage {stage}: {name!r} would replace the volume {existing.uri!r} of shape '
+            f'{existing.shape}, which no run made (it has no provenance file): choose another '
+            'output, or delete that volume first'
+        )
 
 
 def _projected_memory(

@@ -167,6 +167,11 @@ def write_provenance(spec: VolumeSpec, ledger: Ledger, reach: Triple) -> None:
     storage.write_bytes(_provenance_file(spec), json.dumps(record).encode())
 
 
+def has_provenance(spec: VolumeSpec) -> bool:
+    """Whether a run made this volume (so that a run may make it anew)."""
+    return _read_provenance(spec) is not None
+
+
 def _read_provenance(spec: VolumeSpec) -> tuple[Ledger, Triple] | None:
     if VolumeUri.parse(spec.uri).driver not in ('neuroglancer-precomputed', 'zarr3'):
         return None
@@ -241,6 +246,11 @@ class Run:
         self.summaries: list[Any] = []
         if not dry_run:
             storage.check_writable(self.path)
+
+    @classmethod
+    def at(cls, path: str) -> Run:
+        """The run directory as a worker knows it: paths only."""
+        return cls(path, Resources(0, 0), dry_run=True)
 
     def write_manifest(self, job: str, config: Any, models: Mapping[str, str]) -> None:
         """Records in run.json what is run: config, code version, model hashes."""

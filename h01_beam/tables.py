@@ -1,7 +1,7 @@
 """Columnar tables: how rows leave a block, and how a stage's rows become one table.
 
 A table is a mapping of column names to NumPy arrays of one length. On disk it is Parquet, one
-part per block beside the block's marker; `h01_beam.blockwise.CompactTable` joins the parts.
+part per block beside the block's marker; `h01_beam.finish.CompactTable` joins the parts.
 """
 
 from __future__ import annotations

@@ -263,6 +263,15 @@ def test_rows_leave_a_block_as_one_part(tmp_path, source):
     np.testing.assert_array_equal(np.sort(voxels), np.sort(expected).astype(np.uint64))
     assert summary['rows'] == summary['bright'] == len(expected) > 27
     assert summary['peak_bright'] == max(map(tables.length, loaded))
+    # The parts, in the order of their blocks, are also there as one file.
+    (path,) = (tmp_path / 'run/tables/rows').glob('*.parquet')
+    compacted = tables.from_parquet(path.read_bytes())
+    assert tables.length(compacted) == len(expected)
+    np.testing.assert_array_equal(np.sort(compacted['voxel']), np.sort(voxels))
+    assert (np.diff(compacted['block'].astype(np.int64)) < 0).any()  # Blocks, not sorted rows.
+    made = path.stat().st_mtime_ns
+    map_blocks(tmp_path / 'run', source, output, mean_with_rows, **values)
+    assert path.stat().st_mtime_ns == made  # Nothing changed: not written again.
 
 
 def test_empty_parts_replace_old_rows(tmp_path, source):
@@ -271,7 +280,7 @@ def test_empty_parts_replace_old_rows(tmp_path, source):
     map_blocks(tmp_path / 'run', source, output, mean_with_rows, **values)
     summary = map_blocks(tmp_path / 'run', source, output, Mean(), **values)
     assert summary['rows'] == 0 and summary['blocks_run'] == 27
-    for path in storage.list_files(f'{tmp_path}/run/tables/rows'):
+    for path in storage.list_files(f'{tmp_path}/run/tables/rows', '.parquet'):
         part = tables.from_parquet(storage.read_bytes(path))
         assert tables.length(part) == 0 and part['voxel'].dtype == np.uint64
 

@@ -27,8 +27,8 @@ id flows back along the claims, one shuffle per round:
 
     partitions of round r+1  --answers-->  partitions of round r  -- ... -->  (node, root)
 
-Every element between steps is `(key, bytes)`: columns of uint64 behind a short header. Rows only
-fall, and partitions fall with them, so late rounds send few messages.
+Elements between steps are `(key, bytes)`: columns of uint64 behind a short header. Rows only fall,
+and partitions with them, so late rounds send few messages.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ DEFAULT_SHARD_ROWS = 1 << 20
 BYTES_PER_ROW = 160
 
 Keyed: TypeAlias = tuple[int, bytes]
+Shards: TypeAlias = list[tuple[int, int]]  # (shard, rows that it offered)
 
 # What a message says. Columns in brackets.
 _OFFER = 0  # (node, smallest priority in a group of it); source: the shard of the group
@@ -87,7 +88,8 @@ class ConnectedComponents(beam.PTransform):
     keeps a worker's share of a whole shuffle in memory, engines with a shuffle service do not.
 
     Raises (in the pipeline): ValueError for an edge with the id 0; RuntimeError if the graph was
-    not contracted within `rounds`.
+    not contracted within `rounds`, or if the runner lost or repeated a message: every step checks
+    that what it gets is complete, as a wrong component is not seen otherwise.
 
     Attributes:
       partitions: number of parts in which nodes are processed.
@@ -144,6 +146,7 @@ class ConnectedComponents(beam.PTransform):
             _Contract(self.partitions, self.shard_rows)
         ).with_outputs(_SHARDS, main=_OFFERS)
         messages: tuple[beam.PCollection, ...] = (step[_OFFERS],)
+        before = None
         for round_ in range(self.rounds):
             shards = beam.pvalue.AsList(step[_SHARDS])
             elected = (
@@ -154,6 +157,7 @@ class ConnectedComponents(beam.PTransform):
                 >> beam.ParDo(
                     _Elect(self.partitions, self.shard_rows, round_, round_ == self.rounds - 1),
                     shards,
+                    before,
                 ).with_outputs(_CLAIMS, _STATES, _ANSWERS, main=_LINKS)
             )
             states.append(elected[_STATES])
@@ -168,8 +172,17 @@ class ConnectedComponents(beam.PTransform):
                     _Merge(self.partitions, self.shard_rows, round_ + 1), shards
                 ).with_outputs(_SHARDS, main=_OFFERS)
             )
-            messages = (step[_OFFERS], elected[_CLAIMS])
+            messages, before = (step[_OFFERS], elected[_CLAIMS]), shards
         return states, answers
+
+
+def _check(complete: bool, what: str, key: int) -> None:
+    if not complete:
+        raise RuntimeError(
+            f'connected components: the runner lost or repeated {what} on the way to {key}; the '
+            'result would be wrong. Beam 2.77 does so with DirectRunner in several processes if '
+            'worker_handlers.DATA_BUFFER_TIME_LIMIT_MS is not 0: set it, or use one process'
+        )
 
 
 def rounds_bound(rows: int, shard_rows: int) -> int:
@@ -193,9 +206,7 @@ class _Contract(beam.DoFn):
         self._rows = 0
 
     def process(self, batch: Mapping[str, Any]) -> Iterator[Any]:
-        a, b = _end(batch, 'a'), _end(batch, 'b')
-        if len(a) != len(b):
-            raise ValueError(f'edges: column a has {len(a)} rows and b {len(b)}: must be equal')
+        a, b = contraction.edge_columns(batch)
         step = max(1, self._shard_rows // 2)
         for start in range(0, len(a), step):
             piece = a[start : start + step], b[start : start + step]
@@ -228,29 +239,12 @@ class _Contract(beam.DoFn):
             self._pending, self._rows = [(node, root)], 2 * len(node)
 
 
-def _end(batch: Mapping[str, Any], name: str) -> Ids:
-    column: NDArray[Any] = np.asarray(batch[name])
-    if column.dtype != np.uint64 or column.ndim != 1:
-        raise ValueError(
-            f'edges: column {name} is {column.dtype} of shape {column.shape}: must be uint64 of '
-            'shape (n,)'
-        )
-    if column.size and not column.all():
-        raise ValueError(
-            f'edges: column {name} holds the id 0 (unlabelled), which would join everything that '
-            'touches unlabelled voxels: drop these rows'
-        )
-    return column
-
-
 def _offer(
     node: Ids, group: Indices, shard: int, partitions: int, round_: int
 ) -> Iterator[Keyed | beam.pvalue.TaggedOutput]:
     """Offers to every node the smallest priority of its group, and tells the size of the shard."""
-    if not len(node):
-        return
     priorities = contraction.priority(node, round_)
-    best = contraction.smallest(priorities, group, int(group.max()) + 1)[group]
+    best = contraction.smallest(priorities, group, int(group.max(initial=-1)) + 1)[group]
     for key, columns in contraction.split(contraction.partition_of(node, partitions), node, best):
         yield key, Message(_OFFER, shard, columns).pack()
     yield beam.pvalue.TaggedOutput(_SHARDS, (shard, len(node)))
@@ -266,7 +260,7 @@ class _Elect(beam.DoFn):
         self._live = Metrics.counter(METRICS, f'nodes_{round_:02d}')
 
     def process(
-        self, keyed: tuple[int, Iterable[bytes]], shards: list[tuple[int, int]]
+        self, keyed: tuple[int, Iterable[bytes]], shards: Shards, before: Shards | None
     ) -> Iterator[Any]:
         partition, messages = keyed[0], unpack_all(keyed[1])
         offered, offer = columns_of(messages, _OFFER, 2)
@@ -277,11 +271,15 @@ class _Elect(beam.DoFn):
                 f'unresolved after components.rounds={self._round + 1}: allow more rounds'
             )
         self._offers.inc(offered.size)
+        if before is not None:
+            expected = set(contraction.pack_shards(before, self._shard_rows).values())
+            _check(expected == {shard for shard, _ in shards}, 'a shard', partition)
         table, index = np.unique(np.concatenate([offered, claimed]), return_inverse=True)
         row, claim = index[: offered.size], index[offered.size :]
         live = np.zeros(table.size, bool)
         live[row] = True
         root = contraction.smallest(least, claim, table.size) if self._round else table
+        _check(table.size == 0 or root.max() < contraction.NONE, 'a claim', partition)
         yield from self._settle(messages, claim, live, table, root, partition)
         if row.size:
             rank = np.cumsum(live) - 1
@@ -294,7 +292,7 @@ class _Elect(beam.DoFn):
             yield from self._link(messages, chosen[of_live[rank[row]]], offer, shards)
 
     def _claim(
-        self, chosen: Ids, least: Ids, partition: int, shards: list[tuple[int, int]]
+        self, chosen: Ids, least: Ids, partition: int, shards: Shards
     ) -> Iterator[beam.pvalue.TaggedOutput]:
         partitions = contraction.next_partitions(shards, self._partitions, self._shard_rows)
         keys = contraction.partition_of(chosen, partitions)
@@ -340,7 +338,7 @@ class _Elect(beam.DoFn):
         messages: list[Message],
         replacement: Ids,
         offer: Ids,
-        shards: list[tuple[int, int]],
+        shards: Shards,
     ) -> Iterator[Keyed]:
         """Tells every group, named by its offer, the new name of its node."""
         merged = contraction.pack_shards(shards, self._shard_rows)
@@ -368,10 +366,12 @@ class _Merge(beam.DoFn):
     def __init__(self, partitions: int, shard_rows: int, next_round: int) -> None:
         self._partitions, self._shard_rows, self._round = partitions, shard_rows, next_round
 
-    def process(
-        self, keyed: tuple[int, Iterable[bytes]], shards: list[tuple[int, int]]
-    ) -> Iterator[Any]:
+    def process(self, keyed: tuple[int, Iterable[bytes]], shards: Shards) -> Iterator[Any]:
         messages = unpack_all(keyed[1])
+        # Every row that was offered comes back as one link.
+        merged = contraction.pack_shards(shards, self._shard_rows)
+        expected = sum(rows for shard, rows in shards if merged[shard] == keyed[0])
+        _check(sum(message.rows for message in messages) == expected, 'a link', keyed[0])
         node, group = contraction.merge_groups(*columns_of(messages, _LINK, 2))
         partitions = contraction.next_partitions(shards, self._partitions, self._shard_rows)
         yield from _offer(node, group, keyed[0], partitions, self._round)
@@ -385,14 +385,12 @@ class _Resolve(beam.DoFn):
 
     def process(self, keyed: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
         partition, messages = keyed[0], unpack_all(keyed[1])
-        ((node, of_node, chosen),) = (m.columns for m in messages if m.kind == _STATE)
+        states = [message.columns for message in messages if message.kind == _STATE]
+        _check(len(states) == 1, 'a state', partition)
+        node, of_node, chosen = states[0]
         answered, root = columns_of(messages, _ANSWER, 2)
         order = np.argsort(answered)
-        if not np.array_equal(answered[order], chosen):
-            raise RuntimeError(
-                f'connected components: partition {partition} asked for {chosen.size} roots and '
-                f'got {answered.size}: the shuffle lost or repeated messages'
-            )
+        _check(np.array_equal(answered[order], chosen), 'an answer', partition)
         root = root[order][of_node.view(np.int64)]
         if self._final:
             yield partition, {'node': node.copy(), 'root': root}

@@ -13,12 +13,13 @@ Connections never change; in expectation at most two thirds of the nodes that st
 neighbours remain after a round, whatever the graph and its ids, because the priorities are drawn
 afresh in every round.
 
-All ids are uint64 and 0 (unlabelled) is never a node.
+All ids are uint64; 0 (unlabelled) and 2^64-1 are never nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from scipy.sparse import csgraph
 Ids = NDArray[np.uint64]
 Indices = NDArray[np.int64]
 
-_MAX = np.uint64(2**64 - 1)
+NONE = np.uint64(2**64 - 1)  # of `smallest`, where there is nothing; not a node either
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
@@ -89,7 +90,7 @@ def split(keys: Indices, *columns: Ids) -> Iterator[tuple[int, tuple[Ids, ...]]]
 
 def smallest(values: Ids, index: Indices, length: int) -> Ids:
     """Smallest of the values of each index in `[0, length)`; 2^64-1 where there is none."""
-    out = np.full(length, _MAX)
+    out = np.full(length, NONE)
     np.minimum.at(out, index, values)
     return out
 
@@ -117,6 +118,30 @@ def connected_components(a: Ids, b: Ids) -> tuple[Ids, Ids]:
     node, group = group_edges(a, b)
     root = smallest(node, group, group.max(initial=-1) + 1)
     return node, root[group]
+
+
+def edge_columns(batch: Mapping[str, Any]) -> tuple[Ids, Ids]:
+    """Columns a and b of a batch of edges; ValueError if they are not ids of equal number."""
+    columns = []
+    for name in ('a', 'b'):
+        column: NDArray[Any] = np.asarray(batch[name])
+        if column.dtype != np.uint64 or column.ndim != 1:
+            raise ValueError(
+                f'edges: column {name} is {column.dtype} of shape {column.shape}: must be uint64 '
+                'of shape (n,)'
+            )
+        if column.size and not column.all():
+            raise ValueError(
+                f'edges: column {name} holds the id 0 (unlabelled), which would join everything '
+                'that touches unlabelled voxels: drop these rows'
+            )
+        if column.size and column.max() == NONE:
+            raise ValueError(f'edges: column {name} holds 2^64-1, which is no id here')
+        columns.append(column)
+    a, b = columns
+    if len(a) != len(b):
+        raise ValueError(f'edges: column a has {len(a)} rows and b {len(b)}: must be equal')
+    return a, b
 
 
 def group_edges(a: Ids, b: Ids) -> tuple[Ids, Indices]:

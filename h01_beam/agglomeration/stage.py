@@ -160,7 +160,7 @@ class _Files:
         return summary
 
     def _run(self) -> Run:
-        return Run(self._run_path, resources=None, dry_run=True)  # type: ignore[arg-type]
+        return Run.at(self._run_path)
 
     def _ledger(self) -> Ledger:
         return self._run().ledger('components')

@@ -47,7 +47,7 @@ class FinishedRun:
     """
 
     def __init__(self, path: str):
-        self._run = Run(path, resources=None, dry_run=True)  # type: ignore[arg-type]
+        self._run = Run.at(path)
         self.path = self._run.path
 
     @functools.cached_property

@@ -122,7 +122,12 @@ def test_messages_survive_the_way(columns: list[list[int]]) -> None:
 
 
 def eager(
-    batches: list[Batch], partitions: int, rounds: int, shard_rows: int, rng: np.random.Generator
+    batches: list[Batch],
+    partitions: int,
+    rounds: int,
+    shard_rows: int,
+    rng: np.random.Generator,
+    damage: Callable[[list[Any]], list[Any]] = lambda elements: elements,
 ) -> dict[int, Batch]:
     """The steps without Beam; a shuffle groups by key and mixes the order of everything else."""
 
@@ -136,6 +141,7 @@ def eager(
     def shuffle_into(
         step: beam.DoFn, elements: list[Any], *side: Any
     ) -> dict[str | None, list[Any]]:
+        elements = damage(elements)
         groups = collections.defaultdict(list)
         for i in rng.permutation(len(elements)):
             groups[elements[i][0]].append(elements[i][1])
@@ -154,14 +160,14 @@ def eager(
         for value in contract.finish_bundle():
             tagged = isinstance(value, beam.pvalue.TaggedOutput)
             step[value.tag if tagged else None].append((value.value if tagged else value).value)
-    states, answers, claims = [], [], []
+    states, answers, claims, before = [], [], [], None
     for round_ in range(rounds):
         shards, last = step['shards'], round_ == rounds - 1
         elect = components._Elect(partitions, shard_rows, round_, last)
-        elected = shuffle_into(elect, step[None] + claims, shards)
+        elected = shuffle_into(elect, step[None] + claims, shards, before)
         states.append(elected['states'])
         answers.append(elected['answers'])
-        claims = elected['claims']
+        claims, before = elected['claims'], shards
         step = shuffle_into(
             components._Merge(partitions, shard_rows, round_ + 1), elected[None], shards
         )
@@ -187,6 +193,35 @@ def test_any_small_graph(
     rng = np.random.default_rng(seed)
     got = eager(batches_of(a, b, batches), partitions, 40, shard_rows, rng)
     assert_components({key: (batch['node'], batch['root']) for key, batch in got.items()}, a, b)
+
+
+@pytest.mark.parametrize('copies', [0, 2])
+def test_a_lost_or_repeated_message_is_noticed(copies: int) -> None:
+    """Whatever the runner does: no result rather than a wrong one."""
+    a, b = np.random.default_rng(6).integers(1, 400, (2, 300), dtype=np.uint64)
+    seen = 0
+    victim = -1
+
+    def damage(elements: list[Any]) -> list[Any]:
+        nonlocal seen
+        first, seen = seen, seen + len(elements)
+        kept = [[e] * (copies if first + i == victim else 1) for i, e in enumerate(elements)]
+        return [e for es in kept for e in es]
+
+    def attempt() -> None:
+        eager(batches_of(a, b, 8), 3, 16, 60, np.random.default_rng(0), damage)
+
+    attempt()
+    total, undetected = seen, []
+    assert total > 150
+    for victim in range(total):
+        seen = 0
+        try:
+            attempt()
+        except RuntimeError:
+            continue
+        undetected.append(victim)
+    assert not undetected
 
 
 def test_nothing_but_the_edges_matters(folder: Callable[[], Any]) -> None:
@@ -235,7 +270,7 @@ def _hub(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _hub_of_largest_id(n: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.full(n, 2**64 - 1, np.uint64), np.arange(1, n + 1, dtype=np.uint64)
+    return np.full(n, 2**64 - 2, np.uint64), np.arange(1, n + 1, dtype=np.uint64)
 
 
 def _tree(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -321,6 +356,7 @@ def test_memory_of_every_step_is_bounded_by_its_rows() -> None:
     offers = [Message(0, i, (node[p], other[p])).pack() for i, p in enumerate(parts)]
     links = [Message(2, 0, (node[p], other[p])).pack() for p in parts]
     shards = [(i, count) for i in range(pieces)]
+    key = 0  # the shard that all become
     edges = {'a': node[: rows // 2], 'b': other[: rows // 2]}
     nodes, of_node = np.unique(other, return_inverse=True)
     state = Message(3, 0, (np.sort(node), of_node, nodes)).pack()
@@ -329,8 +365,8 @@ def test_memory_of_every_step_is_bounded_by_its_rows() -> None:
     resolve = components._Resolve(final=False)
     peaks = {
         'contract': _peak_bytes(lambda: (*contract.process(edges), *contract.finish_bundle())),
-        'elect': _peak_bytes(lambda: elect.process((0, offers), shards)),
-        'merge': _peak_bytes(lambda: merge.process((0, links), shards)),
+        'elect': _peak_bytes(lambda: elect.process((0, offers), shards, None)),
+        'merge': _peak_bytes(lambda: merge.process((key, links), shards)),
         'resolve': _peak_bytes(lambda: resolve.process((0, [state, *answers, *requests]))),
     }
     # And the messages themselves, which were there before.
@@ -369,6 +405,7 @@ def test_too_few_rounds_fail_loudly(folder: Callable[[], Any]) -> None:
     [
         ({'a': ids([1, 2]), 'b': ids([0, 3])}, 'column b holds the id 0'),
         ({'a': np.array([1]), 'b': ids([3])}, 'column a is int64'),
+        ({'a': ids([2**64 - 1]), 'b': ids([3])}, 'no id'),
         ({'a': ids([1, 2]), 'b': ids([3])}, 'column a has 2 rows and b 1'),
     ],
 )

@@ -24,6 +24,7 @@ from pathlib import Path
 import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from scipy import sparse
 from scipy.sparse import csgraph
 
@@ -159,6 +160,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--workers', type=int, default=2, help='0: within this process')
     args, beam_options = parser.parse_known_args(argv)
     if args.workers:
+        # Or the runner loses data: while a timer flushes what it sends to a worker, what is
+        # written meanwhile is dropped. `ConnectedComponents` would notice and fail.
+        worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
         beam_options += [
             '--direct_running_mode=multi_processing',
             f'--direct_num_workers={args.workers}',
