@@ -21,7 +21,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import inspect
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -292,13 +291,12 @@ class _ProcessBlocks(beam.DoFn):
         hasher = hashlib.sha256()
         self._write_arrays(block, result, hasher)
         rows = self._write_rows(block, result, hasher)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         marker = Marker(
             key=key,
             digest=hasher.hexdigest()[:32],
             rows=rows,
             seconds=time.perf_counter() - started,
-            metrics={**result.metrics, 'peak_memory_bytes': peak},
+            metrics={**result.metrics, 'peak_memory_bytes': worker.peak_memory_bytes()},
         )
         self._ledger.write(block.index, marker)
         return marker

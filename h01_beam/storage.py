@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +138,19 @@ def _list_local(folder: str, suffix: str) -> Iterator[str]:
         # Names that start with a dot are writes in progress (see `write_bytes`).
         elif name.endswith(suffix) and not name.startswith('.'):
             yield path
+
+
+def delete_folder(folder: str) -> None:
+    """Deletes all files below a folder; one that does not exist has none.
+
+    By names that were listed, one by one: TensorStore deletes by a range of names, which bucket
+    emulators do not know and take for the whole bucket.
+    """
+    if not is_remote(folder):
+        shutil.rmtree(local_path(folder), ignore_errors=True)
+        return
+    for path in list(list_files(folder)):
+        _delete(path)
 
 
 def check_writable(folder: str) -> None:

@@ -199,7 +199,7 @@ def _drop_levels(info_path: str, mip: int) -> dict[str, Any]:
     folder = info_path.rpartition('/')[0]
     info = read_json(info_path, VolumeUri(folder, 'neuroglancer-precomputed', mip=mip))
     for scale in info['scales'][mip:]:
-        _kv_delete_folder(storage.join(folder, scale['key']))
+        storage.delete_folder(storage.join(folder, scale['key']))
     info['scales'] = info['scales'][:mip]
     return info
 
@@ -238,12 +238,14 @@ def _open_zarr(parsed: VolumeUri) -> Volume:
 
 
 def _create_zarr3(spec: VolumeSpec, parsed: VolumeUri) -> None:
+    path = storage.join(parsed.path, str(parsed.mip))
+    storage.delete_folder(path)
     target = {
         'driver': 'zarr3',
-        'kvstore': _kvstore(storage.join(parsed.path, str(parsed.mip))),
+        'kvstore': _kvstore(path),
         'metadata': ome_zarr.array_metadata(spec),
     }
-    _tensorstore_open(target, parsed, create=True, delete_existing=True)
+    _tensorstore_open(target, parsed, create=True)
     ome_zarr.write_level(spec, parsed)
 
 
@@ -251,7 +253,10 @@ def _tensorstore_open(spec: Mapping[str, Any], parsed: VolumeUri, **options: Any
     try:
         # A context of its own: no cache outlives the volume, so that memory is bounded, and
         # metadata that another process changed is read afresh.
-        return ts.open(dict(spec), context=ts.Context(), **options).result()
+        # Chunks are kept only while a read needs them, and no stage reads what is being written:
+        # asking again whether they changed is needless (and beyond bucket emulators).
+        rechecked = {**spec, 'recheck_cached_data': False}
+        return ts.open(rechecked, context=ts.Context(), **options).result()
     except ValueError as error:
         if 'NOT_FOUND' in str(error):
             raise FileNotFoundError(f'{str(parsed)!r}: there is no such volume') from error
@@ -264,11 +269,6 @@ def _kvstore(path: str) -> dict[str, str]:
         bucket, _, key = path.removeprefix('gs://').partition('/')
         return {'driver': 'gcs', 'bucket': bucket, 'path': f'{key}/' if key else ''}
     return {'driver': 'file', 'path': f'{storage.local_path(path).absolute()}/'}
-
-
-def _kv_delete_folder(path: str) -> None:
-    store = ts.KvStore.open(_kvstore(path)).result()
-    store.delete_range(ts.KvStore.KeyRange('', '')).result()
 
 
 def _hash(value: Any) -> str:

@@ -1,7 +1,8 @@
-"""Local worker processes end with the process that launched them.
+"""Local worker processes: how they end, how much memory they took, and one repair of their runner.
 
 Beam's DirectRunner starts its workers through a shell. When the launcher is killed they would go
-on with their blocks for as long as those take, beside the workers of the next attempt.
+on with their blocks for as long as those take, beside the workers of the next attempt; so a
+worker watches its launcher.
 """
 
 from __future__ import annotations
@@ -18,9 +19,36 @@ INTERVAL_S = 0.5
 _started = threading.Lock()
 
 
-def announce_launcher() -> None:
-    """Called by the launching process, before it starts workers."""
+def prepare_launch() -> None:
+    """Called by the launching process, before it starts workers.
+
+    Beam 2.77 loses data on its way to worker processes: a timer flushes the buffer of a stream
+    without holding off writers, and what they add in between is dropped, without an error. Inputs
+    of several chunks that take over a second to send are hit. Without the timer, buffers leave
+    by size alone.
+    """
     os.environ[LAUNCHER] = str(os.getpid())
+    from apache_beam.runners.portability.fn_api_runner import worker_handlers
+
+    if not hasattr(worker_handlers, 'DATA_BUFFER_TIME_LIMIT_MS'):
+        raise RuntimeError(
+            'this version of Beam has no worker_handlers.DATA_BUFFER_TIME_LIMIT_MS, which must be '
+            '0 for worker processes to get all of their input; install the version of Beam that '
+            'constraints.txt names'
+        )
+    worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
+
+
+def peak_memory_bytes() -> int:
+    """Most resident memory that this process has had.
+
+    Not `ru_maxrss`: a new process inherits that of the one that started it.
+    """
+    with open('/proc/self/status') as file:
+        for line in file:
+            if line.startswith('VmHWM:'):
+                return int(line.split()[1]) * 1024
+    raise RuntimeError('/proc/self/status has no VmHWM: the peak memory is unknown')
 
 
 def exit_with_launcher() -> None:

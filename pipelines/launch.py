@@ -112,7 +112,7 @@ def execute(
         print(describe_plan(run))
         return 0
     try:
-        worker.announce_launcher()
+        worker.prepare_launch()
         with LedgerProgress(run.plans):
             result = pipeline.run()
             if not _is_template(args.beam):

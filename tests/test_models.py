@@ -261,7 +261,7 @@ def test_other_threads_than_the_process_has_are_logged(ref, monkeypatch):
 
 
 IN_A_PROCESS = """
-import hashlib, resource, sys
+import hashlib, sys
 import numpy as np
 from h01_beam import models
 uri, precision, threads, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -270,7 +270,8 @@ network = ref.load(precision=precision, threads=threads, batch_size=batch_size)
 shape = (batch_size, *ref.card.input_shape)
 batch = np.random.default_rng(0).normal(size=shape).astype(np.float32)
 logits = network(batch)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+from h01_beam import worker
+peak = worker.peak_memory_bytes()
 projected = ref.projected_bytes(batch_size, precision) + models.RUNTIME_BYTES
 print(hashlib.sha256(logits.tobytes()).hexdigest(), peak, projected)
 """

@@ -6,10 +6,14 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from h01_beam import worker
 
 WORKER = """
 import time
+
+import pytest
 from h01_beam import worker
 worker.exit_with_launcher()
 print('started', flush=True)
@@ -18,7 +22,7 @@ time.sleep(60)
 LAUNCHER = f"""
 import subprocess, sys
 from h01_beam import worker
-worker.announce_launcher()
+worker.prepare_launch()
 child = subprocess.Popen([sys.executable, '-c', {WORKER!r}], stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
@@ -54,3 +58,23 @@ def test_failed_blocks_are_left_to_the_launcher():
     print('Traceback\n  ...\nKeyError: 3', file=quiet)
     quiet.flush()
     assert stream.getvalue() == 'before\n\nTraceback\n  ...\nKeyError: 3\n'
+
+
+def test_worker_processes_get_all_of_their_input(monkeypatch):
+    """The runner's flush timer drops data: it must stay off, and be there to be turned off."""
+    from apache_beam.runners.portability.fn_api_runner import worker_handlers
+
+    monkeypatch.setattr(worker_handlers, 'DATA_BUFFER_TIME_LIMIT_MS', 1000)
+    monkeypatch.setenv(worker.LAUNCHER, '0')
+    worker.prepare_launch()
+    assert worker_handlers.DATA_BUFFER_TIME_LIMIT_MS == 0
+    monkeypatch.delattr(worker_handlers, 'DATA_BUFFER_TIME_LIMIT_MS')
+    with pytest.raises(RuntimeError, match='constraints.txt'):
+        worker.prepare_launch()
+
+
+def test_peak_memory_is_that_of_this_process():
+    before = worker.peak_memory_bytes()
+    block = bytearray(before + 2**26)
+    block[:: 2**12] = b'x' * len(block[:: 2**12])
+    assert worker.peak_memory_bytes() >= before + 2**26

@@ -1,15 +1,16 @@
 """Connected components of a graph of any size: a *graph* stage, and a Beam algorithm by nature.
 
 Randomized contraction: in every round each node is replaced by the node of smallest random
-priority in its neighbourhood, and edges follow. For any graph and any ids, at most two thirds of
-the nodes that still have neighbours are expected to remain, so n nodes take O(log n) rounds.
+priority in its neighbourhood, and edges follow. For any graph and any ids, no more than a constant
+fraction of the nodes that still have neighbours is expected to remain (a half on paths, less on
+random graphs), so n nodes take O(log n) rounds.
 
 Sources: random mate contraction (Reif 1985); smallest neighbour under a fresh random order
 (Boegeholz, Brand & Todor 2020, arXiv:1802.09478; Lacki, Mirrokni & Wlodarczyk 2018,
 arXiv:1807.10727). Against large-star/small-star (Kiveris et al. 2014) and hash-to-min (Rastogi et
 al. 2013, arXiv:1203.5387): the table shrinks every round instead of keeping all n rows, no node's
-neighbours ever meet in one place, so hubs and giant components cost nothing special, and the
-bound on the rounds is proven for every graph.
+neighbours ever meet in one place, so hubs and giant components cost nothing special, and O(log n)
+rounds are proven for every graph.
 
 One round has two shuffles. Groups (sets of nodes known to be connected, see `contraction.py`) live
 in *shards* of bounded size, nodes in *partitions* by the hash of their id:
@@ -50,8 +51,7 @@ from h01_beam.agglomeration.messages import Message, columns_of, unpack_all
 
 METRICS = 'connected_components'
 DEFAULT_SHARD_ROWS = 1 << 20
-# What one step of a worker needs for each row that it gets, at most; a test measures it.
-BYTES_PER_ROW = 160
+BYTES_PER_ROW = 160  # what a step needs for each row that it gets, at most; a test measures it
 
 Keyed: TypeAlias = tuple[int, bytes]
 Shards: TypeAlias = list[tuple[int, int]]  # (shard, rows that it offered)
@@ -188,8 +188,8 @@ def _check(complete: bool, what: str, key: int) -> None:
 def rounds_bound(rows: int, shard_rows: int) -> int:
     """Rounds that suffice for so many rows (node, group), with room for bad luck.
 
-    Nodes shrink to two thirds in a round (expected, worst graph; a half in paths, less in most)
-    until they fit in half a shard; then the number of shards halves with each round.
+    Counts two thirds of the nodes to remain after a round, more than any graph tried (paths: a
+    half), until they fit in half a shard; then the number of shards halves with each round.
     """
     excess = max(1.0, rows / shard_rows)
     return 5 + math.ceil(math.log(2 * excess, 1.5) + math.log2(excess) / 2)
@@ -228,8 +228,8 @@ class _Contract(beam.DoFn):
         """Contracts what is pending; sends it on unless it has become small enough to wait."""
         if not self._pending:
             return
-        columns = zip(*self._pending, strict=True)
-        node, group = contraction.group_edges(*(np.concatenate(column) for column in columns))
+        a, b = (np.concatenate(column) for column in zip(*self._pending, strict=True))
+        node, group = contraction.group_edges(a, b)
         if len(node) > self._shard_rows // 4 or all_:
             self._pending, self._rows = [], 0
             shard = int(np.bitwise_xor.reduce(contraction.priority(node, 0)) >> np.uint64(2))
@@ -359,8 +359,7 @@ class _Elect(beam.DoFn):
 class _Merge(beam.DoFn):
     """Step 3, and step 1 of the next round: unites the groups of a shard, offers their nodes.
 
-    Groups of several shards may have the same name, the priority of one of their nodes. They
-    share that node, so uniting them is right.
+    Groups of several shards may share a name, the priority of one of their nodes: they share it.
     """
 
     def __init__(self, partitions: int, shard_rows: int, next_round: int) -> None:
@@ -385,7 +384,7 @@ class _Resolve(beam.DoFn):
 
     def process(self, keyed: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
         partition, messages = keyed[0], unpack_all(keyed[1])
-        states = [message.columns for message in messages if message.kind == _STATE]
+        states = [m.columns for m in messages if m.kind == _STATE]
         _check(len(states) == 1, 'a state', partition)
         node, of_node, chosen = states[0]
         answered, root = columns_of(messages, _ANSWER, 2)

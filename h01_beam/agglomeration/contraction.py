@@ -9,9 +9,8 @@ one. One round replaces every node by the node of smallest random priority among
     replaced by    2 2 4   4 4   4 4 4           (3 sees 1 2 3 4, so it becomes 4)
     new groups    {2 4}   {4}   {4}              groups of one node are done
 
-Connections never change; in expectation at most two thirds of the nodes that still have
-neighbours remain after a round, whatever the graph and its ids, because the priorities are drawn
-afresh in every round.
+Connections never change. The priorities are drawn afresh in every round, so that whatever the
+graph and its ids, a constant fraction of the nodes that still have neighbours is expected to go.
 
 All ids are uint64; 0 (unlabelled) and 2^64-1 are never nodes.
 """

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,7 +17,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from h01_beam import config as config_lib
-from h01_beam import storage, tables
+from h01_beam import storage, tables, worker
 from h01_beam.agglomeration.components import ConnectedComponents
 from h01_beam.blockwise import RANGE, expand_range
 from h01_beam.finish import StageSummary
@@ -139,7 +138,7 @@ class _Files:
             columns = {'supervoxel': nodes[low:high], 'segment': roots[low:high]}
             part = self._run().table_part('segment_of', self._grid.index(linear))
             storage.write_bytes(part, tables.to_parquet(columns, tables.SEGMENT_OF))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = worker.peak_memory_bytes()
         return {'rows': len(nodes), 'blocks': last - first, 'peak_memory_bytes': peak}
 
     def finish(self, total: dict[str, int], state: dict[str, Any]) -> dict[str, Any]:
