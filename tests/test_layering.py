@@ -15,6 +15,7 @@ SOURCES = ('h01_beam', 'pipelines', 'models')
 BEAM_FILES = (
     'h01_beam/blockwise.py',
     'h01_beam/finish.py',
+    'h01_beam/worker.py',
     'h01_beam/run.py',
     'h01_beam/*/stage.py',
     'h01_beam/agglomeration/components.py',  # a Beam algorithm by nature
@@ -48,7 +49,7 @@ RULES = (
     Rule(
         packages=('apache_beam',),
         allowed=BEAM_FILES,
-        reason='stages are pure functions; Beam stays in blockwise, finish, stage.py and pipelines',
+        reason='stages are pure functions; Beam stays in blockwise, finish, worker, stage.py and pipelines',
     ),
     Rule(
         packages=('tensorstore',),

@@ -130,7 +130,12 @@ def _pixels_of_plane(pixels, state, shape):
 
 
 def test_it_serves_until_it_is_interrupted(repository, run_dir):
-    process = view(repository, '--run_dir', run_dir, start_new_session=True)
+    # A shell that starts a job in the background has it ignore Ctrl-C, and children inherit that.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = view(repository, '--run_dir', run_dir, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     try:
         line = process.stdout.readline()
         assert line.startswith('image, segmentation: http://127.0.0.1:')
