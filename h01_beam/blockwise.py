@@ -253,6 +253,8 @@ class _ProcessBlocks(beam.DoFn):
             marker = self._ledger.read(block.index)
             ran = marker is None or marker.key != key
             if ran:
+                if marker is not None:
+                    self._ledger.void(block.index)
                 marker = self._run_block(block, key, parts)
             assert marker is not None
             return {'index': linear, 'ran': ran, 'started': started, 'ended': time.time(),

@@ -139,6 +139,7 @@ def _join_parts(
     if storage.exists(path) and storage.exists(path + '.key'):
         if storage.read_bytes(path + '.key') == key:
             return number, None
+    storage.delete(path + '.key')  # Before the file changes; see `Ledger.void`.
     first, last = number * COMPACTED_BLOCKS, (number + 1) * COMPACTED_BLOCKS
     parts = (
         tables.from_parquet(storage.read_bytes(run.table_part(name, grid.index(linear))))

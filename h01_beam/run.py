@@ -65,6 +65,14 @@ class Ledger:
         text = json.dumps(dataclasses.asdict(marker), sort_keys=True)
         storage.write_bytes(self._file(index), text.encode())
 
+    def void(self, index: Triple) -> None:
+        """Removes a marker before its block's data change.
+
+        Otherwise a crash between data and marker would leave new data under an old marker, and a
+        return to the old parameters would take them for finished.
+        """
+        storage.delete(self._file(index))
+
     def markers_written(self) -> Iterable[str]:
         """Paths of all markers, for progress and plans; not for the work itself."""
         return storage.list_files(join_markers(self.path), '.json')

@@ -150,7 +150,7 @@ def delete_folder(folder: str) -> None:
         shutil.rmtree(local_path(folder), ignore_errors=True)
         return
     for path in list(list_files(folder)):
-        _delete(path)
+        delete(path)
 
 
 def check_writable(folder: str) -> None:
@@ -159,7 +159,7 @@ def check_writable(folder: str) -> None:
         if not is_remote(folder):
             local_path(folder).mkdir(parents=True, exist_ok=True)
         write_bytes(join(folder, 'write_probe'), b'')
-        _delete(join(folder, 'write_probe'))
+        delete(join(folder, 'write_probe'))
     except Exception as error:
         raise PermissionError(
             f'run_dir is {folder!r}: cannot write there ({type(error).__name__}: {error}); '
@@ -167,12 +167,14 @@ def check_writable(folder: str) -> None:
         ) from error
 
 
-def _delete(path: str) -> None:
-    if is_remote(path):
-        with _cloud_errors(path):
-            _blob(path).delete()
-    else:
-        local_path(path).unlink()
+def delete(path: str) -> None:
+    """Deletes a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        if is_remote(path):
+            with _cloud_errors(path):
+                _blob(path).delete()
+        else:
+            local_path(path).unlink()
 
 
 @contextlib.contextmanager

@@ -3,12 +3,15 @@ from __future__ import annotations
 import itertools
 import json
 
+import numpy as np
 import pytest
 
+from h01_beam import finish, storage, tables
 from h01_beam.blockwise import MapBlocks
 from h01_beam.finish import FinishRun, StageSummary
-from h01_beam.geometry import CoreBox
+from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox
 from h01_beam.plan import Read, Write
+from h01_beam.run import Run
 from tests.arrays import run_pipeline
 from tests.blocks import (
     Mean,
@@ -84,3 +87,34 @@ def test_the_report_waits_for_all_stages(tmp_path, source):
     assert report['stages']['filter']['blocks_run'] == 27
     assert report['stages']['filter']['peak_memory_bytes'] > 2**20
     assert '<h1>Filter report</h1>' in (tmp_path / 'run/report.html').read_text()
+
+
+def test_old_keys_do_not_vouch_for_new_tables(tmp_path, monkeypatch):
+    """Killed between a compacted table and its key, then back to the rows before."""
+    grid, schema = (
+        BlockGrid(BoundingBox((0, 0, 0), (1, 1, 1)), (1, 1, 1)),
+        tables.Schema({'n': 'int64'}),
+    )
+    run = Run.at(str(tmp_path))
+
+    def compact(digest, n):
+        part = tables.to_parquet({'n': np.array([n])}, schema)
+        storage.write_bytes(run.table_part('t', (0, 0, 0)), part)
+        return finish._join_parts((0, digest), run.path, 't', grid, schema)
+
+    assert compact(1, 10) == (0, 1)
+    assert compact(1, 10) == (0, None)
+    write = storage.write_bytes
+
+    def killed(path, data):
+        if path.endswith('.key'):
+            raise RuntimeError('killed')
+        write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, 'write_bytes', killed)
+        with pytest.raises(RuntimeError, match='killed'):
+            compact(2, 20)
+    assert compact(1, 10) == (0, 1)
+    rows = tables.from_parquet((tmp_path / 'tables/t/000000.parquet').read_bytes())
+    assert rows['n'].tolist() == [10]

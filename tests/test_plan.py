@@ -6,8 +6,8 @@ import pytest
 
 from h01_beam.geometry import BlockGrid, CoreBox
 from h01_beam.plan import PROCESS_BYTES, Read, Write, plan_stage
-from h01_beam.run import Resources, Run, StageRecord
-from h01_beam.volume import VolumeSpec
+from h01_beam.run import Resources, Run, StageRecord, write_provenance
+from h01_beam.volume import Volume, VolumeSpec
 from tests.arrays import box
 
 IMAGE = VolumeSpec(
@@ -129,3 +129,14 @@ def test_a_level_may_be_made_from_the_one_below(run):
     reads = {'source': Read(IMAGE, CoreBox((1, 2, 2), IMAGE.bounds))}
     plan = plan_stage(None, 'stage', grid, reads, {'level': Write(level)}, 1, run, 'config')
     assert plan.blocks == 4
+
+
+def test_a_volume_that_no_run_made_is_not_replaced(run, tmp_path):
+    mine = dataclasses.replace(LABELS, uri=f'{tmp_path}/labels|zarr3:')
+    Volume.create(dataclasses.replace(mine, chunk=(8, 8, 8)))
+    with pytest.raises(ValueError, match='which no run made .* choose another output, or delete'):
+        make_plan(run, write=mine)
+    # The same volume is kept, and one that a run made may be made anew.
+    make_plan(run, write=dataclasses.replace(mine, chunk=(8, 8, 8)))
+    write_provenance(mine, run.ledger('stage'), (0, 0, 0))
+    make_plan(run, write=mine)

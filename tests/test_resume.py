@@ -179,3 +179,21 @@ def test_a_changed_version_or_model_re_runs(tmp_path, source):
     output = target(tmp_path / 'out', source)
     for values in ({'model_hash': 'a'}, {'version': 2, 'model_hash': 'a'}, {'model_hash': 'b'}):
         assert map_blocks(tmp_path / 'run', source, output, **values)['blocks_run'] == 27
+
+
+def test_old_markers_do_not_vouch_for_new_data(tmp_path, source, monkeypatch):
+    """Killed between a block's data and its marker, then back to the parameters before."""
+    output = target(tmp_path / 'out', source)
+    map_blocks(tmp_path / 'run', source, output, Mean())
+    expected = read_all(output.uri)
+
+    def killed(self, index, marker):
+        raise RuntimeError('killed')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, 'write', killed)
+        with pytest.raises(Exception, match='killed'):
+            map_blocks(tmp_path / 'run', source, output, Mean(offset=7))
+    assert not np.array_equal(read_all(output.uri), expected)
+    assert map_blocks(tmp_path / 'run', source, output, Mean())['blocks_run'] >= 1
+    np.testing.assert_array_equal(read_all(output.uri), expected)

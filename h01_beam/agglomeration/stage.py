@@ -118,7 +118,11 @@ class _Files:
             marker = json.loads(storage.read_bytes(self._marker()))
         except FileNotFoundError:
             marker = {}
-        return {'key': key, 'current': marker.get('key') == key, 'started': time.time()}
+        current = marker.get('key') == key
+        if not current:
+            # Void before any part changes; see `Ledger.void`.
+            storage.delete(self._marker())
+        return {'key': key, 'current': current, 'started': time.time()}
 
     def read_edges(self, linear: int) -> tables.Columns:
         part = self._run().table_part('edges', self._grid.index(linear))
