@@ -34,7 +34,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from h01_beam import config as config_lib
 from h01_beam import plan, storage, tables, worker
 from h01_beam.finish import CompactTable, SummarizeStage
-from h01_beam.geometry import Block, BlockGrid, BoundingBox
+from h01_beam.geometry import Block, BlockGrid, BoundingBox, Region
 from h01_beam.plan import BlockResult, Read, Write
 from h01_beam.run import (
     Ledger,
@@ -68,7 +68,8 @@ class MapBlocks(beam.PTransform):
       grid: the blocks.
       run: the run.
       reads, writes: volumes by name; a bare spec means the read box and the core.
-      table_reads: tables of which the function gets this block's own part.
+      table_reads: tables, and a region each: the function gets the rows of all blocks whose cores
+        the region touches. `CoreBox()` names the block's own rows.
       table_writes: tables that the function's rows go to.
       config: everything else that the result depends on; part of every key.
       model_hash: SHA-256 of the model, if one is used.
@@ -89,7 +90,7 @@ class MapBlocks(beam.PTransform):
         run: Run,
         reads: Mapping[str, Read | VolumeSpec] | None = None,
         writes: Mapping[str, Write | VolumeSpec] | None = None,
-        table_reads: Sequence[str] = (),
+        table_reads: Mapping[str, Region] | None = None,
         table_writes: Mapping[str, tables.Schema] | None = None,
         config: Any = None,
         model_hash: str = '',
@@ -113,7 +114,7 @@ class MapBlocks(beam.PTransform):
             ledger=self._ledger,
             reads=self._reads,
             writes=self._writes,
-            table_reads=tuple(table_reads),
+            table_reads=dict(table_reads or {}),
             table_writes=self._table_writes,
             config=config_lib.fingerprint([stage, version, config, model_hash]),
             concurrency=concurrency,
@@ -161,7 +162,7 @@ class MapBlocks(beam.PTransform):
         for write in self._writes.values():
             Volume.create(write.spec)
         for write in self._writes.values():
-            write_provenance(write.spec, self._ledger, write.reach)
+            write_provenance(write.spec, self._ledger, write.grid)
 
 
 class _ProcessBlocks(beam.DoFn):
@@ -176,7 +177,7 @@ class _ProcessBlocks(beam.DoFn):
         ledger: Ledger,
         reads: Mapping[str, Read],
         writes: Mapping[str, Write],
-        table_reads: Sequence[str],
+        table_reads: Mapping[str, Region],
         table_writes: Mapping[str, tables.Schema],
         config: str,
         concurrency: int,
@@ -248,7 +249,10 @@ class _ProcessBlocks(beam.DoFn):
         block = self._grid.block(linear)
         try:
             started = time.time()
-            parts = {name: self._read_part(name, block) for name in self._table_reads}
+            parts = {
+                name: self._read_parts(name, region(block))
+                for name, region in self._table_reads.items()
+            }
             key = self._key(block, linear, parts)
             marker = self._ledger.read(block.index)
             ran = marker is None or marker.key != key
@@ -266,27 +270,31 @@ class _ProcessBlocks(beam.DoFn):
                 f'{type(error).__name__}: {error}{hint}'
             ) from error
 
-    def _key(self, block: Block, linear: int, parts: Mapping[str, bytes]) -> str:
+    def _key(self, block: Block, linear: int, parts: Mapping[str, list[bytes]]) -> str:
         upstream = {}
         for name, read in self._reads.items():
             box = read.region(block)
             upstream[name] = self._upstream[name].digests(box) if box else []
-        digests = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+        digests = {
+            name: [hashlib.sha256(part).hexdigest() for part in several]
+            for name, several in parts.items()
+        }
         # Where and how a volume is stored does not change what is in it: not part of the key.
         return config_lib.fingerprint(
             [self.config_hash, self._generation, linear, block, upstream, digests]
         )
 
-    def _read_part(self, name: str, block: Block) -> bytes:
-        return storage.read_bytes(self._run.table_part(name, block.index))
+    def _read_parts(self, name: str, box: BoundingBox | None) -> list[bytes]:
+        blocks = self._grid.touching(box) if box else ()
+        return [storage.read_bytes(self._run.table_part(name, block.index)) for block in blocks]
 
-    def _run_block(self, block: Block, key: str, parts: Mapping[str, bytes]) -> Marker:
+    def _run_block(self, block: Block, key: str, parts: Mapping[str, list[bytes]]) -> Marker:
         started = time.perf_counter()
         arguments: dict[str, Any] = {}
         for name, read in self._reads.items():
             box = read.region(block)
             arguments[name] = self._sources[name].read(box) if box else None
-        arguments |= {name: tables.from_parquet(part) for name, part in parts.items()}
+        arguments |= {name: tables.from_parquets(several) for name, several in parts.items()}
         if self._wants_block:
             arguments['block'] = block
         result = self._check_result(self._function(**arguments), block)

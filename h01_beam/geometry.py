@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 Triple: TypeAlias = tuple[int, int, int]
@@ -209,6 +209,12 @@ class BlockGrid:
         for index in itertools.product(z, y, x):
             yield self[index]
 
+    def neighbour(self, block: Block, offset: Triple) -> Block | None:
+        """The block whose index is `offset` further (zyx), or None outside of the grid."""
+        index = _map2(lambda i, o: i + o, block.index, offset)
+        inside = all(0 <= i < n for i, n in zip(index, self.shape, strict=True))
+        return self[index] if inside else None
+
     @property
     def largest_read(self) -> Triple:
         """Shape of the largest read box of the grid (for memory projections)."""
@@ -221,7 +227,13 @@ def _map2(function, first: Triple, second: Triple) -> Triple:  # type: ignore[no
     return z, y, x
 
 
+def _map3(function, first: Triple, second: Triple, third: Triple) -> Triple:  # type: ignore[no-untyped-def]
+    z, y, x = (function(a, b, c) for a, b, c in zip(first, second, third, strict=True))
+    return z, y, x
+
+
 # Regions: which box of a volume belongs to a block. `BlockGrid` callers name one per volume.
+Region: TypeAlias = Callable[[Block], BoundingBox | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,13 +243,15 @@ class CoreBox:
     Attributes:
       factor: zyx.
       within: bounds of that volume, where the last cell may be incomplete.
+      margin: zyx voxels of that volume added on either side.
     """
 
     factor: Triple = (1, 1, 1)
     within: BoundingBox | None = None
+    margin: Triple = (0, 0, 0)
 
     def __call__(self, block: Block) -> BoundingBox | None:
-        box = block.core.scale_up(self.factor)
+        box = block.core.scale_up(self.factor).pad(self.margin, self.margin)
         return box.intersection(self.within) if self.within else box
 
 
@@ -250,41 +264,57 @@ class ReadBox:
 
 
 @dataclasses.dataclass(frozen=True)
-class LowerFace:
-    """The first `thickness` planes of the core along `axis`, where a neighbour lies before it.
+class Overlap:
+    """What a block and the one before it along `axis` both read; None for the first block.
 
-    |bbbbbbbb|LL------|       the block on the right: L. None for blocks at the lower edge.
+        |eeccccccc|hhee|            the block before it; both see hh|hh without the envelopes
+             |eehh|ccccccccee|      the block
+
+    Attributes:
+      grid: the blocks.
+      axis: 0, 1, 2 for z, y, x.
+      envelope: zyx voxels at the inner faces of either read box that do not count. At faces of
+        `grid.bounds` nothing is left out.
     """
 
+    grid: BlockGrid
     axis: int
-    thickness: int
+    envelope: Triple = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if any(e < 0 or e > h for e, h in zip(self.envelope, self.grid.halo, strict=True)):
+            raise ValueError(
+                f'envelope is {self.envelope}: must lie between 0 and the halo, {self.grid.halo}'
+            )
 
     def __call__(self, block: Block) -> BoundingBox | None:
-        if block.index[self.axis] == 0:
+        offset = [0, 0, 0]
+        offset[self.axis] = -1
+        before = self.grid.neighbour(block, (offset[0], offset[1], offset[2]))
+        if before is None:
             return None
-        shape = list(block.core.shape)
-        shape[self.axis] = min(self.thickness, shape[self.axis])
-        return BoundingBox(block.core.start, (shape[0], shape[1], shape[2]))
+        return self._trusted(block).intersection(self._trusted(before))
+
+    def _trusted(self, block: Block) -> BoundingBox:
+        bounds, read = self.grid.bounds, block.read
+        low = _map3(lambda s, b, e: 0 if s == b else -e, read.start, bounds.start, self.envelope)
+        high = _map3(lambda s, b, e: 0 if s == b else -e, read.end, bounds.end, self.envelope)
+        return read.pad(low, high)
 
 
 @dataclasses.dataclass(frozen=True)
-class UpperOverlap:
-    """The first `thickness` planes of the *next* block's core, as far as this block reads them.
+class Border:
+    """The voxels of the core within `depth` (zyx) of the core of the block at `offset`.
 
-        |bbbbbbbb|UU------|       the block on the left: U. None for blocks at the upper edge.
-
-    While `thickness <= halo <= block_shape`, it is the `LowerFace` of the next block.
+    |bbbbbbbb|DD------|       the right one, offset -1: D. None where no such core is.
     """
 
-    axis: int
-    thickness: int
+    grid: BlockGrid
+    offset: Triple
+    depth: Triple
 
     def __call__(self, block: Block) -> BoundingBox | None:
-        core, read = block.core, block.read
-        room = read.end[self.axis] - core.end[self.axis]
-        if room <= 0:
+        neighbour = self.grid.neighbour(block, self.offset)
+        if neighbour is None:
             return None
-        start, shape = list(core.start), list(core.shape)
-        start[self.axis] = core.end[self.axis]
-        shape[self.axis] = min(self.thickness, room)
-        return BoundingBox((start[0], start[1], start[2]), (shape[0], shape[1], shape[2]))
+        return neighbour.core.pad(self.depth, self.depth).intersection(block.core)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from h01_beam.geometry import Block, BlockGrid, BoundingBox, CoreBox, ReadBox, Triple
+from h01_beam.geometry import Block, BlockGrid, CoreBox, ReadBox, Region
 from h01_beam.run import Run, StagePlan, StageRecord, has_provenance
 from h01_beam.volume import Volume, VolumeSpec
-
-Region = Callable[[Block], BoundingBox | None]
 
 # Interpreter, Beam, NumPy, TensorStore with its cache: resident size of an idle worker.
 PROCESS_BYTES = 400 * 2**20
@@ -35,12 +33,13 @@ class Write:
     Attributes:
       spec: the volume; made if it is absent, remade if it differs.
       region: which box belongs to a block; must never overlap another block's.
-      reach: how far (zyx voxels) the region reaches out of the core.
+      grid: how the regions lie in the volume, by the same indices, where that is not the grid of
+        the stage: `Slots.as_grid`.
     """
 
     spec: VolumeSpec
     region: Region = CoreBox()
-    reach: Triple = (0, 0, 0)
+    grid: BlockGrid | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ def plan_stage(
     _check_bounds(stage, grid, {**reads, **writes})
     _check_disjoint(stage, reads, writes)
     for name, write in writes.items():
-        _check_alignment(stage, name, write.spec, grid)
+        _check_alignment(stage, name, write.spec, write.grid or grid)
         _check_ownership(stage, name, write.spec)
     memory = _projected_memory(function, grid, reads, writes, concurrency)
     _check_memory(stage, memory, run, grid, concurrency)

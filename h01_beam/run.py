@@ -130,10 +130,10 @@ class Upstream:
         provenance = _read_provenance(volume.spec)
         if provenance is None:
             return
-        ledger, self._reach = provenance
+        ledger, grid = provenance
         record = StageRecord.read(ledger)
         if record is not None:
-            self._ledger, self._grid = ledger, record.grid
+            self._ledger, self._grid = ledger, grid or record.grid
 
     def digests(self, box: BoundingBox) -> list[str]:
         """Digests of everything that `box` depends on.
@@ -143,8 +143,7 @@ class Upstream:
         """
         if self._ledger is None:
             return [self._fingerprint]
-        blocks = self._grid.touching(box.pad(self._reach, self._reach))
-        return [self._digest(block) for block in blocks]
+        return [self._digest(block) for block in self._grid.touching(box)]
 
     def _digest(self, block: Block) -> str:
         assert self._ledger is not None
@@ -159,19 +158,20 @@ class Upstream:
         return self._digests[block.index]
 
 
-def write_provenance(spec: VolumeSpec, ledger: Ledger, reach: Triple) -> None:
+def write_provenance(spec: VolumeSpec, ledger: Ledger, grid: BlockGrid | None = None) -> None:
     """Leaves with a volume the path of the ledger that accounts for it.
 
     Args:
       spec: the volume.
       ledger: of the stage that writes it.
-      reach: how far (zyx voxels) a block writes outside of its own core.
+      grid: where in the volume the blocks of that stage write, by their indices; None: in their
+        cores.
     """
     path = ledger.path
     if storage.is_remote(path) == storage.is_remote(spec.path):
         # Both may be copied elsewhere together.
         path = posixpath.relpath(path, spec.path)
-    record = {'ledger': path, 'reach': reach}
+    record = {'ledger': path, 'grid': config_lib.as_dict(grid) if grid else None}
     storage.write_bytes(_provenance_file(spec), json.dumps(record).encode())
 
 
@@ -180,19 +180,19 @@ def has_provenance(spec: VolumeSpec) -> bool:
     return _read_provenance(spec) is not None
 
 
-def _read_provenance(spec: VolumeSpec) -> tuple[Ledger, Triple] | None:
+def _read_provenance(spec: VolumeSpec) -> tuple[Ledger, BlockGrid | None] | None:
     if VolumeUri.parse(spec.uri).driver not in ('neuroglancer-precomputed', 'zarr3'):
         return None
     try:
         record = json.loads(storage.read_bytes(_provenance_file(spec)))
     except FileNotFoundError:
         return None
-    z, y, x = record['reach']
+    grid = config_lib.from_dict(BlockGrid, record['grid']) if record['grid'] else None
     path = record['ledger']
     if not storage.is_remote(path):
         head = 'gs://' if storage.is_remote(spec.path) and not path.startswith('/') else ''
         path = head + posixpath.normpath(posixpath.join(spec.path.removeprefix(head), path))
-    return Ledger(path), (z, y, x)
+    return Ledger(path), grid
 
 
 def _provenance_file(spec: VolumeSpec) -> str:

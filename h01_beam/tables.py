@@ -79,6 +79,13 @@ def from_parquet(data: bytes) -> Columns:
     return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
 
 
+def from_parquets(data: Iterable[bytes]) -> Columns:
+    """Joins serialized parts of one table row-wise, in the order given; {} if there are none."""
+    parts = [from_parquet(part) for part in data]
+    names = parts[0] if parts else {}
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
 def concatenate(parts: Iterable[Mapping[str, np.ndarray]], schema: Schema) -> Columns:
     """Joins tables row-wise, in the order given."""
     rows = [schema.conform(part) for part in parts]

@@ -13,9 +13,11 @@ from apache_beam.testing.util import assert_that
 
 from h01_beam import storage, tables
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, LowerFace, UpperOverlap
+from h01_beam.geometry import BlockGrid, CoreBox, Overlap
 from h01_beam.plan import BlockResult, Read, Write
 from h01_beam.run import Ledger, Marker, Resources, Run
+from h01_beam.slots import SeenBy, SlotBox, Slots
+from h01_beam.volume import Volume
 from tests.arrays import create, position_code, read_all, run_pipeline, tree_bytes
 from tests.blocks import (
     BLOCK,
@@ -63,34 +65,81 @@ def test_functions_may_ask_for_their_block(tmp_path, source):
     np.testing.assert_array_equal(read_all(output.uri), position_code(source.bounds, 'uint16'))
 
 
-def test_functions_may_write_other_regions(tmp_path, source):
-    """Each block also writes the plane after its core, into a volume of its own."""
-    plane = target(tmp_path / 'plane', source)
+def test_blocks_may_keep_all_that_they_saw(tmp_path, source):
+    """Each writes its whole read box to a slot; then neighbours compare their overlaps."""
+    grid = grid_of(source)
+    slots = Slots(grid, source.chunk)
+    views = dataclasses.replace(
+        target(tmp_path / 'views', source),
+        dtype='uint8',
+        start=(0, 0, 0),
+        shape=slots.as_grid.bounds.shape,
+    )
 
-    def with_overlap(image):
-        return BlockResult(arrays={'filtered': Mean()(image), 'plane': Mean()(image)})
+    def look(image, block):
+        return slots.pad(image, block)
 
-    output = target(tmp_path / 'out', source)
-    region = UpperOverlap(0, 1)
-    writes = {'filtered': output, 'plane': Write(plane, region, (1, 0, 0))}
-    map_blocks(tmp_path / 'run', source, output, with_overlap, writes=writes, config=None)
-    whole, planes = Mean(radius=2)(read_all(source.uri)), read_all(plane.uri)
-    # One plane of halo is not enough for the same values, but for values at the same place.
-    assert [bool(planes[z].any()) for z in range(10)] == [z in (4, 8) for z in range(10)]
-    np.testing.assert_array_equal(read_all(output.uri), whole)
+    writes = {'views': Write(views, SlotBox(slots), slots.as_grid)}
+    map_blocks(tmp_path / 'run', source, views, look, writes=writes, config=None)
+    image, seen = Volume.open(source.uri), read_all(views.uri)
+    for block in grid:
+        where = slots.locate(block, block.read)
+        assert slots.slot(block).contains(where)
+        np.testing.assert_array_equal(seen[where.slices], image.read(block.read))
 
     def compare(before, after):
-        return BlockResult(metrics={'pairs': float(before is not None)})
+        if before is not None:
+            np.testing.assert_array_equal(before, after)
+        return BlockResult(metrics={'shared': 0.0 if before is None else float(before.size)})
 
     def build(root, run):
+        overlap = Overlap(grid, 0)
         root | MapBlocks(
-            compare, stage='compare', grid=grid_of(source), run=run,
-            reads={'before': Read(plane, LowerFace(0, 1)), 'after': Read(output, LowerFace(0, 1))},
+            compare, stage='compare', grid=grid, run=run,
+            reads={'before': Read(views, SeenBy(slots, overlap, (-1, 0, 0))),
+                   'after': Read(views, SeenBy(slots, overlap))},
         )  # fmt: skip
 
     run = run_pipeline(tmp_path / 'run', build)
+    pairs = [grid.neighbour(block, (-1, 0, 0)) for block in grid]
+    expected = sum(b.read.intersection(a.read).size for b, a in zip(grid, pairs) if a)
+    assert summary_of(run, 'compare')['shared'] == expected > 0
+
+
+def test_a_block_depends_on_those_whose_slots_it_reads(tmp_path, source):
     grid = grid_of(source)
-    assert summary_of(run, 'compare')['pairs'] == sum(block.index[0] > 0 for block in grid)
+    slots = Slots(grid, source.chunk)
+    views = dataclasses.replace(
+        target(tmp_path / 'views', source),
+        dtype='uint8',
+        start=(0, 0, 0),
+        shape=slots.as_grid.bounds.shape,
+    )
+    writes = {'views': Write(views, SlotBox(slots), slots.as_grid)}
+    run_dir = tmp_path / 'run'
+    changed = grid[1, 1, 1].index
+
+    def look(offset):
+        def look_at(image, block):
+            return slots.pad(image + np.uint8(offset * (block.index == changed)), block)
+
+        return look_at
+
+    def compare(before, after):
+        return BlockResult()
+
+    def build(root, run):
+        root | MapBlocks(
+            compare, stage='compare', grid=grid, run=run,
+            reads={'before': Read(views, SeenBy(slots, Overlap(grid, 2), (0, 0, -1))),
+                   'after': Read(views, SeenBy(slots, Overlap(grid, 2)))},
+        )  # fmt: skip
+
+    for offset in (0, 1):
+        map_blocks(run_dir, source, views, look(offset), writes=writes, config=offset)
+        summary = summary_of(run_pipeline(run_dir, build), 'compare')
+    # The block itself, and the one after it along x.
+    assert summary['blocks_run'] == 2
 
 
 def test_every_block_leaves_one_record(tmp_path, source):
@@ -297,7 +346,7 @@ def test_a_block_may_read_its_own_rows(tmp_path, source):
     def run_count():
         def build(root, run):
             root | MapBlocks(
-                count, stage='count', grid=grid_of(source), run=run, table_reads=['rows']
+                count, stage='count', grid=grid_of(source), run=run, table_reads={'rows': CoreBox()}
             )
 
         return summary_of(run_pipeline(tmp_path / 'run', build), 'count')

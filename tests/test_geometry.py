@@ -6,16 +6,16 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from h01_beam.geometry import (
     BlockGrid,
+    Border,
     BoundingBox,
     CoreBox,
-    LowerFace,
+    Overlap,
     ReadBox,
-    UpperOverlap,
     as_triple,
 )
 
@@ -143,23 +143,58 @@ def test_new_sections_renumber_nothing(grid):
     assert all(grown.linear(block.index) == grid.linear(block.index) for block in grid)
 
 
-@given(grids(), st.integers(0, 2), st.integers(1, 5))
-def test_lower_face_is_the_upper_overlap_of_the_block_before(grid, axis, thickness):
-    assume(thickness <= grid.halo[axis])
-    lower, upper = LowerFace(axis, thickness), UpperOverlap(axis, thickness)
+@given(grids(), st.integers(0, 2), st.data())
+def test_overlaps_are_what_two_neighbours_read_without_the_envelope(grid, axis, data):
+    envelope = data.draw(st.tuples(*(st.integers(0, h) for h in grid.halo)))
+    overlap = Overlap(grid, axis, envelope)
+
+    def trusted(block):
+        """Voxels of the read box away from its faces, but for those of the bounds."""
+        return {
+            v
+            for v in voxels(block.read)
+            if all(
+                (low == start or v[a] >= low + e) and (high == end or v[a] < high - e)
+                for a, (low, high, start, end, e) in enumerate(
+                    zip(block.read.start, block.read.end, grid.bounds.start, grid.bounds.end,
+                        envelope)
+                )
+            )
+        }  # fmt: skip
+
     for block in grid:
-        before = list(block.index)
-        before[axis] -= 1
+        before = tuple(i - (a == axis) for a, i in enumerate(block.index))
+        box = overlap(block)
         if before[axis] < 0:
-            assert lower(block) is None
-            continue
-        face = lower(block)
-        assert face == upper(grid[tuple(before)])
-        assert block.core.contains(face) and face.shape[axis] <= thickness
-        assert grid[tuple(before)].read.contains(face)
+            assert box is None
+        else:
+            expected = trusted(block) & trusted(grid[before])
+            assert (voxels(box) if box else set()) == expected
+
+
+def test_an_envelope_larger_than_the_halo_is_refused():
+    grid = BlockGrid(BoundingBox((0, 0, 0), (8, 8, 8)), (4, 4, 4), (1, 2, 2))
+    with pytest.raises(ValueError, match='envelope is .* the halo'):
+        Overlap(grid, 0, (2, 0, 0))
+
+
+@given(grids(), st.integers(0, 2), st.sampled_from([-1, 1]), st.integers(0, 4))
+def test_borders_are_the_voxels_of_a_core_next_to_a_face(grid, axis, side, depth):
+    offset = tuple(side * (a == axis) for a in range(3))
+    border = Border(grid, offset, (depth, depth, depth))
     for block in grid:
-        if block.index[axis] == grid.shape[axis] - 1:
-            assert upper(block) is None
+        neighbour = grid.neighbour(block, offset)
+        if neighbour is None:
+            assert border(block) is None
+            continue
+        low, high = block.core.start[axis], block.core.end[axis]
+        near = {
+            v
+            for v in voxels(block.core)
+            if (v[axis] < low + depth if side < 0 else v[axis] >= high - depth)
+        }
+        box = border(block)
+        assert (voxels(box) if box else set()) == near
 
 
 def test_regions_of_a_block():
@@ -170,6 +205,7 @@ def test_regions_of_a_block():
     below = BoundingBox((5, 0, 0), (8, 8, 7))
     assert CoreBox((2, 2, 2), below)(block) == BoundingBox((8, 0, 4), (4, 4, 3))
     assert CoreBox((2, 2, 2), below)(grid[0, 0, 0]) == BoundingBox((5, 0, 0), (3, 4, 4))
+    assert CoreBox(margin=(1, 0, 2))(block) == block.core.pad((1, 0, 2), (1, 0, 2))
 
 
 @pytest.mark.parametrize(

@@ -65,18 +65,17 @@ class ReconcileConfig:
     """How the ids of neighbouring blocks become one.
 
     Attributes:
-      thickness: planes at the middle of the overlap in which two blocks are compared.
+      envelope: zyx voxels at the faces of what a block saw that count for nothing, where half a
+        field of view was missing; at most the halo.
       match: which ids of two blocks are one object.
+      fill: whether voxels that a block left blank take the label of a neighbour that saw them.
       shard_rows: rows that a worker holds while it finds components.
     """
 
-    thickness: int = 1
+    envelope: Triple = (0, 0, 0)
     match: MatchConfig = dataclasses.field(default_factory=MatchConfig)
+    fill: bool = True
     shard_rows: int = 1 << 20
-
-    def __post_init__(self) -> None:
-        if self.thickness < 1:
-            raise ValueError(f'reconcile.thickness is {self.thickness}: must be at least 1 plane')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,7 +131,7 @@ def make_grid(config: SegmentConfig, image: VolumeSpec, card: ModelCard) -> Bloc
             f'{card.fov_shape} (zyx): use a larger volume, or a model with a smaller field of view'
         )
     grid = BlockGrid(bounds, config.grid.block_shape, config.grid.halo)
-    _check_halo(grid, card.fov_shape, config.reconcile.thickness)
+    _check_halo(grid, card.fov_shape, config.reconcile.envelope)
     return grid
 
 
@@ -174,16 +173,21 @@ def _agree(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return all(abs(p - q) <= VOXEL_SIZE_TOLERANCE * q for p, q in zip(a, b, strict=True))
 
 
-def _check_halo(grid: BlockGrid, fov_shape: Triple, thickness: int) -> None:
+def _check_halo(grid: BlockGrid, fov_shape: Triple, envelope: Triple) -> None:
     for axis, name in enumerate('zyx'):
         blocks = grid.shape[axis]
         if blocks == 1:
             continue
-        needed = fov_shape[axis] // 2 + thickness
+        needed = fov_shape[axis] // 2 + 1
         if grid.halo[axis] < needed:
             raise ValueError(
-                f'grid.halo is {grid.halo}: along {name} must be at least {needed} (half a field '
-                f'of view and reconcile.thickness), or seeds next to a face would be lost'
+                f'grid.halo is {grid.halo}: along {name} must be at least {needed} (more than half '
+                'a field of view), or seeds next to a face would be lost'
+            )
+        if not 0 <= envelope[axis] < grid.halo[axis]:
+            raise ValueError(
+                f'reconcile.envelope is {envelope}: along {name} must be less than grid.halo, '
+                f'{grid.halo[axis]}, or neighbours would have nothing to compare'
             )
         last = grid.bounds.shape[axis] - (blocks - 1) * grid.block_shape[axis] + grid.halo[axis]
         if last < fov_shape[axis]:

@@ -63,7 +63,7 @@ def flood_fill(
     config: FfnConfig | None = None,
     mask: npt.NDArray[np.bool_] | None = None,
     seed_points: npt.NDArray[np.integer] | None = None,
-    seed_region: tuple[slice, slice, slice] | None = None,
+    core: tuple[slice, slice, slice] | None = None,
 ) -> FloodFill:
     """Segments an image object by object.
 
@@ -80,7 +80,7 @@ def flood_fill(
         reach into it by at most half a FOV. None: nowhere.
       seed_points: (n, 3) integer zyx voxels to start from, in this order, instead of the seed
         policy's; `seeds.reverse_origins` gives those of a second pass.
-      seed_region: zyx slices to which seeds are restricted; None for the whole image.
+      core: zyx slices; seeds in it come before those of the halo around it. None: one order.
 
     Returns:
       Labels, records and counters. A function of the arguments alone, if `predict` is one.
@@ -101,7 +101,7 @@ def flood_fill(
         seed_points = seeds.propose_seeds(
             image, config.seed_policy, mask=mask, voxel_size_nm=config.seed_voxel_size_nm
         )
-    usable = seeds.usable_seeds(seed_points, image.shape, fov_shape, seed_region)
+    usable = seeds.usable_seeds(seed_points, image.shape, fov_shape, core)
     seeds_s = time.perf_counter() - started
 
     canvas = Canvas(image, predict, fov_shape, deltas, config, mask)

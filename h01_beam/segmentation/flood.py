@@ -8,34 +8,32 @@ import time
 
 import numpy as np
 
-from h01_beam.geometry import Block, Triple, UpperOverlap
+from h01_beam.geometry import Block, Triple
 from h01_beam.models import RUNTIME_BYTES, ModelRef
 from h01_beam.plan import BlockResult
 from h01_beam.segmentation.config import InferenceConfig
 from h01_beam.segmentation.executor import BatchExecutor
 from h01_beam.segmentation.ffn import FfnConfig, flood_fill
+from h01_beam.slots import Slots
 
 # A supervoxel id is the block's number, then this many bits for the object within the block.
 LOCAL_BITS = 24
 
 # Canvas per voxel of the read box: logits float32, labels uint32, seeds' distance and edges.
 CANVAS_BYTES_PER_VOXEL = 24
-AXES = (0, 1, 2)
 
 
 @dataclasses.dataclass
 class FloodBlock:
-    """Floods a block: uint8 image over the read box -> supervoxels, overlaps, object rows.
+    """Floods a block: uint8 image over the read box -> block labels, object rows.
 
-    Writes `supervoxels` over the core, and per axis `overlap_z`, `overlap_y`, `overlap_x`: the
-    labels that this block gives to the first planes of its next neighbour's core, for matching.
+    Writes `block_labels`: the supervoxel ids of the whole read box, into the block's slot.
     """
 
     model: ModelRef
     ffn: FfnConfig
     inference: InferenceConfig
-    thickness: int
-    grid_shape: Triple
+    slots: Slots
 
     def setup(self) -> None:
         self._process = NetworkProcess.get(self.model, self.inference)
@@ -59,16 +57,17 @@ class FloodBlock:
                 card.deltas,
                 self.ffn,
                 mask=None if mask is None else mask != 0,
-                # Seeds in the halo count too: an object may cross the core and peak outside.
+                core=block.core_in_read,
             )
-        base = np.uint64(_linear(block.index, self.grid_shape) << LOCAL_BITS)
+        base = np.uint64(self.slots.grid.linear(block.index) << LOCAL_BITS)
         voxels = np.bincount(
             flooded.labels[block.core_in_read].ravel(), minlength=len(flooded.objects) + 1
         )
         rows = _object_rows(flooded.objects, voxels, block, base)
-        arrays = _global_arrays(flooded.labels, voxels, block, base, self.thickness)
+        ids = _global_ids(flooded.labels, voxels, base)
         metrics = {k: float(v) for k, v in flooded.counters.items()}
         metrics |= {'seed_seconds': flooded.seconds['seeds'], **share()}
+        arrays = {'block_labels': self.slots.pad(ids, block)}
         return BlockResult(arrays=arrays, rows={'objects': rows}, metrics=metrics)
 
 
@@ -148,28 +147,15 @@ class _Working:
         self._process.end()
 
 
-def _linear(index: Triple, grid_shape: Triple) -> int:
-    return int(np.ravel_multi_index(index, grid_shape))
-
-
-def _global_arrays(
-    labels: np.ndarray, voxels: np.ndarray, block: Block, base: np.uint64, thickness: int
-) -> dict[str, np.ndarray]:
-    """Supervoxel ids over the core, and over the planes shared with each next neighbour.
+def _global_ids(labels: np.ndarray, voxels: np.ndarray, base: np.uint64) -> np.ndarray:
+    """Supervoxel ids (zyx uint64) of local labels.
 
     `voxels` counts, by local id, those in the core: an object without any exists for nobody
     else, and must not be matched.
     """
     ids = np.arange(len(voxels), dtype=np.uint64)
     table = np.where((voxels > 0) & (ids > 0), base + ids, np.uint64(0))
-    arrays = {'supervoxels': table[labels[block.core_in_read]]}
-    origin = tuple(-s for s in block.read.start)
-    for axis in AXES:
-        box = UpperOverlap(axis, thickness)(block)
-        if box is not None:
-            z, y, x = box.translate((origin[0], origin[1], origin[2])).slices
-            arrays[f'overlap_{"zyx"[axis]}'] = table[labels[z, y, x]]
-    return arrays
+    return table[labels]
 
 
 def _object_rows(

@@ -188,19 +188,22 @@ def usable_seeds(
     points: npt.NDArray[np.integer],
     shape: Sequence[int],
     fov_shape: Sequence[int],
-    region: tuple[slice, slice, slice] | None = None,
+    core: tuple[slice, slice, slice] | None = None,
 ) -> Points:
-    """Keeps the points around which a whole field of view fits, and that lie in a region.
+    """Keeps the points around which a whole field of view fits; those in the core come first.
+
+    What the network makes of the halo is worth less, the nearer the edge of what it sees. So an
+    object that is seeded in the halo takes only what none of the core has claimed. It does count:
+    it may cross the core and peak outside.
 
     Args:
       points: (n, 3) integer zyx voxels.
       shape: the canvas, zyx.
       fov_shape: the field of view, zyx; its centre is voxel `fov_shape // 2`.
-      region: zyx slices of the canvas, None for all of it. A block passes its core here, so
-        that objects that live in its halo only are never flooded.
+      core: zyx slices of the canvas; None for all of it.
 
     Returns:
-      (m, 3) int64, in the order of `points`.
+      (m, 3) int64, in the order of `points` within the core, and in the halo after it.
 
     Raises:
       ValueError: `points` is not an (n, 3) array of integers.
@@ -216,12 +219,13 @@ def usable_seeds(
     # Margins as published: an even field of view loses a voxel at its far end.
     margin = np.asarray(fov_shape) // 2
     low, high = margin, np.asarray(shape) - margin
-    if region is not None:
-        bounds = [part.indices(size) for part, size in zip(region, shape, strict=True)]
-        low = np.maximum(low, [start for start, _, _ in bounds])
-        high = np.minimum(high, [stop for _, stop, _ in bounds])
     voxels = points.astype(np.int64)
-    return voxels[np.all((voxels >= low) & (voxels < high), axis=1)]
+    voxels = voxels[np.all((voxels >= low) & (voxels < high), axis=1)]
+    if core is None:
+        return voxels
+    bounds = np.array([part.indices(size) for part, size in zip(core, shape, strict=True)])
+    inside = np.all((voxels >= bounds[:, 0]) & (voxels < bounds[:, 1]), axis=1)
+    return np.concatenate([voxels[inside], voxels[~inside]])
 
 
 def _edges(image: npt.NDArray[np.uint8]) -> Mask:

@@ -1,8 +1,9 @@
-"""From an image to one segmentation: flood -> match -> components -> relabel -> pyramid.
+"""From an image to one segmentation: flood -> match -> components, fill -> relabel -> pyramid.
 
-flood        blocks   image + halo -> supervoxels (core), overlap planes, object rows
-match        pairs    supervoxels and overlap planes -> edges between neighbours' supervoxels
+flood        blocks   image + halo -> block labels (core + halo, each block its own), object rows
+match        pairs    block labels of two neighbours in their overlap -> edges
 components   graph    edges -> smallest supervoxel of each component, one part per block
+fill         blocks   block labels -> supervoxels: the cores, blanks filled by the neighbours
 relabel      blocks   supervoxels -> segmentation with global ids
 downsample   blocks   segmentation -> its pyramid
 """
@@ -18,14 +19,16 @@ import numpy as np
 from h01_beam import tables
 from h01_beam.agglomeration.stage import AssignSegments
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, CoreBox, LowerFace, ReadBox, UpperOverlap
+from h01_beam.geometry import BlockGrid, Border, CoreBox, Overlap, ReadBox, Triple
 from h01_beam.imaging.stage import build_downsample
 from h01_beam.models import ModelRef
 from h01_beam.plan import BlockResult, Read, Write
 from h01_beam.run import Run
 from h01_beam.segmentation.config import ReconcileConfig, SegmentConfig, make_grid
-from h01_beam.segmentation.flood import AXES, LOCAL_BITS, FloodBlock
+from h01_beam.segmentation.fill import FACES, Face, fill_blanks
+from h01_beam.segmentation.flood import LOCAL_BITS, FloodBlock
 from h01_beam.segmentation.reconcile import MatchConfig, match_overlap
+from h01_beam.slots import SeenBy, SlotBox, Slots
 from h01_beam.volume import Volume, VolumeSpec
 
 
@@ -50,86 +53,71 @@ def build_segment(root: Any, config: SegmentConfig, run: Run) -> VolumeSpec:
         kind='segmentation',
     )
     run.write_manifest('segmentation', config, {'ffn': model.sha256})
+    slots = Slots(grid, config.output.chunk)
+    block_labels = _slot_volume(labels, slots, run)
     supervoxels = _work_volume(labels, 'supervoxels', run)
-    overlaps = {axis: _overlap_volume(labels, axis, config, run) for axis in AXES}
 
-    flooded = root | _flood(config, image, model, grid, supervoxels, overlaps, run)
-    matched = root | _match(config.reconcile, grid, supervoxels, overlaps, run, flooded)
+    flooded = root | _flood(config, image, model, slots, block_labels, run)
+    matched = root | _match(config.reconcile, slots, block_labels, run, flooded)
     assigned = matched | AssignSegments(
         grid, run, local_bits=LOCAL_BITS, shard_rows=config.reconcile.shard_rows
     )
+    reach = _reach(config.reconcile, grid)
+    filled = root | _fill(reach, slots, block_labels, supervoxels, run, flooded)
     relabelled = root | MapBlocks(
         relabel,
         stage='relabel',
         reads={'supervoxels': Read(supervoxels, CoreBox())},
-        table_reads=('segment_of',),
+        # Filled voxels belong to supervoxels of the neighbours.
+        table_reads={'segment_of': CoreBox(margin=reach)},
         writes={'segmentation': labels},
         grid=grid,
         run=run,
-        after=[assigned],
+        after=[assigned, filled],
     )
     build_downsample(root, labels, config.downsample, run, after=[relabelled])
     return labels
 
 
 def _work_volume(labels: VolumeSpec, name: str, run: Run) -> VolumeSpec:
-    return VolumeSpec(
-        uri=run.volume_uri(name, 'zarr3'),
-        voxel_size_nm=labels.voxel_size_nm,
-        dtype='uint64',
-        shape=labels.shape,
-        start=labels.start,
-        chunk=labels.chunk,
-        shard=labels.shard,
-        encoding='zstd',
-        kind='segmentation',
+    return dataclasses.replace(labels, uri=run.volume_uri(name, 'zarr3'), encoding='zstd')
+
+
+def _slot_volume(labels: VolumeSpec, slots: Slots, run: Run) -> VolumeSpec:
+    """Where the blocks lay down all that they saw; sharded, a slot is one object."""
+    grid = slots.as_grid
+    return dataclasses.replace(
+        _work_volume(labels, 'block_labels', run),
+        shape=grid.bounds.shape,
+        start=grid.bounds.start,
+        shard=grid.block_shape if labels.shard else None,
     )
-
-
-def _overlap_volume(labels: VolumeSpec, axis: int, config: SegmentConfig, run: Run) -> VolumeSpec:
-    """Sparse: only the first planes of every core are written, one layer of chunks each."""
-    thickness, chunk = config.reconcile.thickness, list(labels.chunk)
-    if config.grid.block_shape[axis] % thickness:
-        raise ValueError(
-            f'reconcile.thickness is {thickness}: must divide grid.block_shape '
-            f'{config.grid.block_shape}, so that overlap planes fill whole chunks'
-        )
-    chunk[axis] = thickness
-    spec = _work_volume(labels, f'overlap_{"zyx"[axis]}', run)
-    return dataclasses.replace(spec, chunk=(chunk[0], chunk[1], chunk[2]), shard=None)
 
 
 def _flood(
     config: SegmentConfig,
     image: VolumeSpec,
     model: ModelRef,
-    grid: BlockGrid,
-    supervoxels: VolumeSpec,
-    overlaps: dict[int, VolumeSpec],
+    slots: Slots,
+    block_labels: VolumeSpec,
     run: Run,
 ) -> MapBlocks:
-    thickness = config.reconcile.thickness
     reads = {'image': Read(image, ReadBox())}
     if config.mask:
         mask = Volume.open(config.mask).spec
-        if not mask.bounds.contains(grid.bounds):
-            raise ValueError(f'mask {mask.uri!r} covers {mask.bounds}: must cover {grid.bounds}')
+        if not mask.bounds.contains(slots.grid.bounds):
+            raise ValueError(
+                f'mask {mask.uri!r} covers {mask.bounds}: must cover {slots.grid.bounds}'
+            )
         reads['mask'] = Read(mask, ReadBox())
-    writes = {'supervoxels': Write(supervoxels)}
-    for axis, spec in overlaps.items():
-        reach = [0, 0, 0]
-        reach[axis] = thickness
-        writes[f'overlap_{"zyx"[axis]}'] = Write(
-            spec, UpperOverlap(axis, thickness), (reach[0], reach[1], reach[2])
-        )
     return MapBlocks(
-        FloodBlock(model, config.ffn, config.inference, thickness, grid.shape),
+        FloodBlock(model, config.ffn, config.inference, slots),
         stage='flood',
         reads=reads,
-        writes=writes,
+        writes={'block_labels': Write(block_labels, SlotBox(slots), slots.as_grid)},
         table_writes={'objects': tables.OBJECTS},
-        grid=grid,
-        config=[config.ffn, config.inference.precision, thickness],
+        grid=slots.grid,
+        config=[config.ffn, config.inference.precision],
         model_hash=model.sha256,
         concurrency=config.inference.canvases,
         run=run,
@@ -138,31 +126,86 @@ def _flood(
 
 def _match(
     config: ReconcileConfig,
-    grid: BlockGrid,
-    supervoxels: VolumeSpec,
-    overlaps: dict[int, VolumeSpec],
+    slots: Slots,
+    block_labels: VolumeSpec,
     run: Run,
     flooded: beam.PCollection,
 ) -> MapBlocks:
     reads = {}
-    for axis, spec in overlaps.items():
-        face = LowerFace(axis, config.thickness)
-        reads[f'before_{"zyx"[axis]}'] = Read(spec, face)
-        reads[f'after_{"zyx"[axis]}'] = Read(supervoxels, face)
+    for axis, name in enumerate('zyx'):
+        overlap = Overlap(slots.grid, axis, config.envelope)
+        for side, offset in (('before', _offset(axis, -1)), ('after', (0, 0, 0))):
+            reads[f'{side}_{name}'] = Read(block_labels, SeenBy(slots, overlap, offset))
     return MapBlocks(
-        MatchFaces(config.match),
+        MatchOverlaps(config.match),
         stage='match',
         reads=reads,
         table_writes={'edges': tables.EDGES},
-        grid=grid,
+        grid=slots.grid,
         config=config.match,
         run=run,
         after=[flooded],
     )
 
 
-class MatchFaces:
-    """Matches a block with its three predecessors: their labels and its own, plane by plane."""
+def _reach(config: ReconcileConfig, grid: BlockGrid) -> Triple:
+    """How far (zyx voxels) a block's labels may reach into its neighbours' cores."""
+    if not config.fill:
+        return 0, 0, 0
+    z, y, x = (h - e for h, e in zip(grid.halo, config.envelope, strict=True))
+    return z, y, x
+
+
+def _fill(
+    reach: Triple,
+    slots: Slots,
+    block_labels: VolumeSpec,
+    supervoxels: VolumeSpec,
+    run: Run,
+    flooded: beam.PCollection,
+) -> MapBlocks:
+    reads = {'own': Read(block_labels, SeenBy(slots, CoreBox()))}
+    for axis, side in FACES:
+        offset = _offset(axis, side)
+        view = SeenBy(slots, Border(slots.grid, offset, reach), offset)
+        reads[_face_name((axis, side))] = Read(block_labels, view)
+    return MapBlocks(
+        fill,
+        stage='fill',
+        reads=reads,
+        writes={'supervoxels': supervoxels},
+        grid=slots.grid,
+        run=run,
+        after=[flooded],
+    )
+
+
+def _offset(axis: int, step: int) -> Triple:
+    z, y, x = (step if a == axis else 0 for a in range(3))
+    return z, y, x
+
+
+def _face_name(face: Face) -> str:
+    axis, side = face
+    return f'{"lower" if side < 0 else "upper"}_{"zyx"[axis]}'
+
+
+def fill(
+    own: np.ndarray,
+    lower_z: np.ndarray | None,
+    upper_z: np.ndarray | None,
+    lower_y: np.ndarray | None,
+    upper_y: np.ndarray | None,
+    lower_x: np.ndarray | None,
+    upper_x: np.ndarray | None,
+) -> np.ndarray:
+    """A core with its blanks filled from its neighbours; see `fill_blanks`."""
+    views = (lower_z, upper_z, lower_y, upper_y, lower_x, upper_x)
+    return fill_blanks(own, {f: v for f, v in zip(FACES, views, strict=True) if v is not None})
+
+
+class MatchOverlaps:
+    """Matches a block with its three predecessors: what either saw of their overlap."""
 
     def __init__(self, config: MatchConfig):
         self._config = config
@@ -176,10 +219,10 @@ class MatchFaces:
         before_x: np.ndarray | None,
         after_x: np.ndarray | None,
     ) -> BlockResult:
-        faces = ((before_z, after_z), (before_y, after_y), (before_x, after_x))
+        overlaps = ((before_z, after_z), (before_y, after_y), (before_x, after_x))
         parts = [
             match_overlap(before, after, self._config).columns()
-            for before, after in faces
+            for before, after in overlaps
             if before is not None and after is not None
         ]
         return BlockResult(rows={'edges': tables.concatenate(parts, tables.EDGES)})
