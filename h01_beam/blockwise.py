@@ -274,7 +274,8 @@ class _ProcessBlocks(beam.DoFn):
         upstream = {}
         for name, read in self._reads.items():
             box = read.region(block)
-            upstream[name] = self._upstream[name].digests(box) if box else []
+            # The box too: another part of the same upstream blocks is another input.
+            upstream[name] = [box, self._upstream[name].digests(box)] if box else []
         digests = {
             name: [hashlib.sha256(part).hexdigest() for part in several]
             for name, several in parts.items()

@@ -13,19 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import fastremap
 import numpy as np
 from numpy.typing import NDArray
 
 from h01_beam import tables
+from h01_beam.segmentation.labels import Counts, Ids, count_pairs, sum_pairs
 
-Ids = NDArray[np.uint64]
-Counts = NDArray[np.int64]
 Column = Literal['segment', 'truth']
 
 OVERLAPS = tables.Schema({'segment': 'uint64', 'truth': 'uint64', 'voxels': 'int64'})
-# A table of at most this many (segment, truth) bins is counted densely: 64 MB of int64.
-_MAX_BINS = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +82,6 @@ def check_labels(name: str, labels: NDArray[Any]) -> None:
 def count_overlaps(segmentation: NDArray[Any], truth: NDArray[Any]) -> Overlaps:
     """Returns the contingency rows of one block, sorted by truth, then segment.
 
-    Labels come in runs along x, so the voxels are first contracted to runs (a tenth of them, in
-    dense neuropil) and only the runs are counted.
-
     Args:
       segmentation: zyx integer labels; 0 = unlabelled.
       truth: zyx integer labels of the same shape; 0 = not scored.
@@ -106,48 +99,8 @@ def count_overlaps(segmentation: NDArray[Any], truth: NDArray[Any]) -> Overlaps:
     check_labels('truth', truth)
     if truth.size == 0:
         return Overlaps.empty()
-    segments, truths, lengths = _contract_runs(segmentation.ravel(), truth.ravel())
-    scored = truths != 0
-    return _sum_pairs(segments[scored], truths[scored], lengths[scored])
-
-
-def _contract_runs(
-    segmentation: NDArray[Any], truth: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[Any], Counts]:
-    """Returns the labels and lengths of the runs over which both arrays are constant."""
-    starts_run = np.empty(truth.size, bool)
-    starts_run[0] = True
-    np.not_equal(segmentation[1:], segmentation[:-1], out=starts_run[1:])
-    starts_run[1:] |= truth[1:] != truth[:-1]
-    first = np.flatnonzero(starts_run)
-    return segmentation[first], truth[first], np.diff(first, append=truth.size)
-
-
-def _sum_pairs(segments: NDArray[Any], truths: NDArray[Any], voxels: Counts) -> Overlaps:
-    """Returns one row per pair, with its voxels summed, sorted by truth, then segment."""
-    if len(voxels) == 0:
-        return Overlaps.empty()
-    segment_ids, segment_index = fastremap.unique(
-        np.ascontiguousarray(segments, np.uint64), return_inverse=True
-    )
-    truth_ids, truth_index = fastremap.unique(
-        np.ascontiguousarray(truths, np.uint64), return_inverse=True
-    )
-    pair = truth_index.astype(np.int64) * len(segment_ids) + segment_index.astype(np.int64)
-    if len(segment_ids) * len(truth_ids) <= _MAX_BINS:
-        # Counts stay exact: a float64 weight holds every integer below 2**53.
-        counts = np.bincount(pair, voxels).astype(np.int64)
-        pair = np.flatnonzero(counts)
-        counts = counts[pair]
-    else:
-        order = np.argsort(pair, kind='stable')
-        pair = pair[order]
-        first = np.flatnonzero(np.diff(pair, prepend=-1))
-        counts = np.add.reduceat(voxels[order], first)
-        pair = pair[first]
-    return Overlaps(
-        segment_ids[pair % len(segment_ids)], truth_ids[pair // len(segment_ids)], counts
-    )
+    rows = Overlaps(*count_pairs(segmentation, truth))
+    return rows.take(rows.truth != 0)
 
 
 def merge_rows(batches: Iterable[Overlaps]) -> Overlaps:
@@ -159,10 +112,12 @@ def merge_rows(batches: Iterable[Overlaps]) -> Overlaps:
     parts = list(batches)
     if not parts:
         return Overlaps.empty()
-    return _sum_pairs(
-        np.concatenate([part.segment for part in parts]),
-        np.concatenate([part.truth for part in parts]),
-        np.concatenate([part.voxels for part in parts]),
+    return Overlaps(
+        *sum_pairs(
+            np.concatenate([part.segment for part in parts]),
+            np.concatenate([part.truth for part in parts]),
+            np.concatenate([part.voxels for part in parts]),
+        )
     )
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h01_beam import tables
-from h01_beam.evaluation.contingency import Column, Counts, Ids, Overlaps
+from h01_beam.evaluation.contingency import Column, Overlaps
 from h01_beam.evaluation.scores import nlogn, sum_by
 from h01_beam.geometry import BoundingBox
+from h01_beam.segmentation.labels import Counts, Ids
 
 Table = dict[str, NDArray[Any]]
 TRUTHS = tables.Schema(

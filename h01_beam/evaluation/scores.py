@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from h01_beam.evaluation.contingency import Counts, Overlaps
+from h01_beam.evaluation.contingency import Overlaps
 from h01_beam.evaluation.erl import RunLengths
+from h01_beam.segmentation.labels import Counts
 
 # f(n) is held as a fixed-point integer: sums are then exact, and so the scores are the same to the
 # last bit whatever the order of blocks and workers. Rounding costs at most 2**-33 bits a row.

@@ -65,14 +65,15 @@ class ReconcileConfig:
     """How the ids of neighbouring blocks become one.
 
     Attributes:
-      envelope: zyx voxels at the faces of what a block saw that count for nothing, where half a
-        field of view was missing; at most the halo.
+      envelope: zyx voxels at the faces of what a block saw that count for nothing; less than the
+        halo. None: half a field of view, whose centre never came there. The published rule is a
+        halo less one, so that two planes are compared, and `match.rule: mutual`.
       match: which ids of two blocks are one object.
       fill: whether voxels that a block left blank take the label of a neighbour that saw them.
       shard_rows: rows that a worker holds while it finds components.
     """
 
-    envelope: Triple = (0, 0, 0)
+    envelope: Triple | None = None
     match: MatchConfig = dataclasses.field(default_factory=MatchConfig)
     fill: bool = True
     shard_rows: int = 1 << 20
@@ -131,8 +132,25 @@ def make_grid(config: SegmentConfig, image: VolumeSpec, card: ModelCard) -> Bloc
             f'{card.fov_shape} (zyx): use a larger volume, or a model with a smaller field of view'
         )
     grid = BlockGrid(bounds, config.grid.block_shape, config.grid.halo)
-    _check_halo(grid, card.fov_shape, config.reconcile.envelope)
+    _check_halo(grid, card.fov_shape)
     return grid
+
+
+def make_envelope(config: ReconcileConfig, grid: BlockGrid, fov_shape: Triple) -> Triple:
+    """The envelope (zyx voxels) of a configuration for a grid and a network.
+
+    Raises:
+      ValueError: it leaves nothing of the overlap of two blocks.
+    """
+    z, y, x = config.envelope or (n // 2 for n in fov_shape)
+    for axis, (voxels, name) in enumerate(zip((z, y, x), 'zyx', strict=True)):
+        if grid.shape[axis] > 1 and not 0 <= voxels < grid.halo[axis]:
+            raise ValueError(
+                f'reconcile.envelope is {(z, y, x)}: along {name} must be less than grid.halo, '
+                f'{grid.halo[axis]}, or neighbours would have nothing to compare'
+            )
+    z, y, x = (min(e, h) for e, h in zip((z, y, x), grid.halo, strict=True))
+    return z, y, x
 
 
 def check_image_spec(image: VolumeSpec) -> None:
@@ -173,7 +191,7 @@ def _agree(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return all(abs(p - q) <= VOXEL_SIZE_TOLERANCE * q for p, q in zip(a, b, strict=True))
 
 
-def _check_halo(grid: BlockGrid, fov_shape: Triple, envelope: Triple) -> None:
+def _check_halo(grid: BlockGrid, fov_shape: Triple) -> None:
     for axis, name in enumerate('zyx'):
         blocks = grid.shape[axis]
         if blocks == 1:
@@ -183,11 +201,6 @@ def _check_halo(grid: BlockGrid, fov_shape: Triple, envelope: Triple) -> None:
             raise ValueError(
                 f'grid.halo is {grid.halo}: along {name} must be at least {needed} (more than half '
                 'a field of view), or seeds next to a face would be lost'
-            )
-        if not 0 <= envelope[axis] < grid.halo[axis]:
-            raise ValueError(
-                f'reconcile.envelope is {envelope}: along {name} must be less than grid.halo, '
-                f'{grid.halo[axis]}, or neighbours would have nothing to compare'
             )
         last = grid.bounds.shape[axis] - (blocks - 1) * grid.block_shape[axis] + grid.halo[axis]
         if last < fov_shape[axis]:

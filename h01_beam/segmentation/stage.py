@@ -14,6 +14,7 @@ import dataclasses
 from typing import Any
 
 import apache_beam as beam
+import fastremap
 import numpy as np
 
 from h01_beam import tables
@@ -24,12 +25,17 @@ from h01_beam.imaging.stage import build_downsample
 from h01_beam.models import ModelRef
 from h01_beam.plan import BlockResult, Read, Write
 from h01_beam.run import Run
-from h01_beam.segmentation.config import ReconcileConfig, SegmentConfig, make_grid
+from h01_beam.segmentation.config import SegmentConfig, make_envelope, make_grid
 from h01_beam.segmentation.fill import FACES, Face, fill_blanks
 from h01_beam.segmentation.flood import LOCAL_BITS, FloodBlock
 from h01_beam.segmentation.reconcile import MatchConfig, match_overlap
 from h01_beam.slots import SeenBy, SlotBox, Slots
 from h01_beam.volume import Volume, VolumeSpec
+
+# Beside the labels: where runs start, and the runs (`count_pairs`).
+COUNT_BYTES_PER_VOXEL = 16
+# Beside the labels: the filled ones, distances, and what is compared (`fill_blanks`).
+FILL_BYTES_PER_VOXEL = 24
 
 
 def build_segment(root: Any, config: SegmentConfig, run: Run) -> VolumeSpec:
@@ -52,17 +58,19 @@ def build_segment(root: Any, config: SegmentConfig, run: Run) -> VolumeSpec:
         encoding='compressed_segmentation',
         kind='segmentation',
     )
+    envelope = make_envelope(config.reconcile, grid, model.card.fov_shape)
+    reach = _reach(grid, envelope)
     run.write_manifest('segmentation', config, {'ffn': model.sha256})
     slots = Slots(grid, config.output.chunk)
     block_labels = _slot_volume(labels, slots, run)
     supervoxels = _work_volume(labels, 'supervoxels', run)
 
     flooded = root | _flood(config, image, model, slots, block_labels, run)
-    matched = root | _match(config.reconcile, slots, block_labels, run, flooded)
+    matched = root | _match(config.reconcile.match, envelope, slots, block_labels, run, flooded)
     assigned = matched | AssignSegments(
         grid, run, local_bits=LOCAL_BITS, shard_rows=config.reconcile.shard_rows
     )
-    reach = _reach(config.reconcile, grid)
+    reach = reach if config.reconcile.fill else (0, 0, 0)
     filled = root | _fill(reach, slots, block_labels, supervoxels, run, flooded)
     relabelled = root | MapBlocks(
         relabel,
@@ -125,7 +133,8 @@ def _flood(
 
 
 def _match(
-    config: ReconcileConfig,
+    config: MatchConfig,
+    envelope: Triple,
     slots: Slots,
     block_labels: VolumeSpec,
     run: Run,
@@ -133,26 +142,24 @@ def _match(
 ) -> MapBlocks:
     reads = {}
     for axis, name in enumerate('zyx'):
-        overlap = Overlap(slots.grid, axis, config.envelope)
+        overlap = Overlap(slots.grid, axis, envelope)
         for side, offset in (('before', _offset(axis, -1)), ('after', (0, 0, 0))):
             reads[f'{side}_{name}'] = Read(block_labels, SeenBy(slots, overlap, offset))
     return MapBlocks(
-        MatchOverlaps(config.match),
+        MatchOverlaps(config, _reach(slots.grid, envelope)),
         stage='match',
         reads=reads,
         table_writes={'edges': tables.EDGES},
         grid=slots.grid,
-        config=config.match,
+        config=[config, envelope],
         run=run,
         after=[flooded],
     )
 
 
-def _reach(config: ReconcileConfig, grid: BlockGrid) -> Triple:
+def _reach(grid: BlockGrid, envelope: Triple) -> Triple:
     """How far (zyx voxels) a block's labels may reach into its neighbours' cores."""
-    if not config.fill:
-        return 0, 0, 0
-    z, y, x = (h - e for h, e in zip(grid.halo, config.envelope, strict=True))
+    z, y, x = (h - e for h, e in zip(grid.halo, envelope, strict=True))
     return z, y, x
 
 
@@ -170,11 +177,12 @@ def _fill(
         view = SeenBy(slots, Border(slots.grid, offset, reach), offset)
         reads[_face_name((axis, side))] = Read(block_labels, view)
     return MapBlocks(
-        fill,
+        FillBlanks(),
         stage='fill',
         reads=reads,
         writes={'supervoxels': supervoxels},
         grid=slots.grid,
+        config=reach,
         run=run,
         after=[flooded],
     )
@@ -190,25 +198,16 @@ def _face_name(face: Face) -> str:
     return f'{"lower" if side < 0 else "upper"}_{"zyx"[axis]}'
 
 
-def fill(
-    own: np.ndarray,
-    lower_z: np.ndarray | None,
-    upper_z: np.ndarray | None,
-    lower_y: np.ndarray | None,
-    upper_y: np.ndarray | None,
-    lower_x: np.ndarray | None,
-    upper_x: np.ndarray | None,
-) -> np.ndarray:
-    """A core with its blanks filled from its neighbours; see `fill_blanks`."""
-    views = (lower_z, upper_z, lower_y, upper_y, lower_x, upper_x)
-    return fill_blanks(own, {f: v for f, v in zip(FACES, views, strict=True) if v is not None})
-
-
 class MatchOverlaps:
     """Matches a block with its three predecessors: what either saw of their overlap."""
 
-    def __init__(self, config: MatchConfig):
+    def __init__(self, config: MatchConfig, reach: Triple):
         self._config = config
+        self._reach = reach
+
+    def working_bytes(self, read_shape: Triple) -> int:
+        planes = max(2 * r / n for r, n in zip(self._reach, read_shape, strict=True))
+        return int(COUNT_BYTES_PER_VOXEL * planes * np.prod(read_shape))
 
     def __call__(
         self,
@@ -228,12 +227,32 @@ class MatchOverlaps:
         return BlockResult(rows={'edges': tables.concatenate(parts, tables.EDGES)})
 
 
+class FillBlanks:
+    """A core with its blanks filled from the six neighbours; see `fill_blanks`."""
+
+    def working_bytes(self, read_shape: Triple) -> int:
+        return FILL_BYTES_PER_VOXEL * int(np.prod(read_shape))
+
+    def __call__(
+        self,
+        own: np.ndarray,
+        lower_z: np.ndarray | None,
+        upper_z: np.ndarray | None,
+        lower_y: np.ndarray | None,
+        upper_y: np.ndarray | None,
+        lower_x: np.ndarray | None,
+        upper_x: np.ndarray | None,
+    ) -> np.ndarray:
+        views = (lower_z, upper_z, lower_y, upper_y, lower_x, upper_x)
+        return fill_blanks(own, {f: v for f, v in zip(FACES, views, strict=True) if v is not None})
+
+
 def relabel(supervoxels: np.ndarray, segment_of: tables.Columns) -> np.ndarray:
     """Gives every supervoxel (zyx uint64) the id of its segment.
 
     `segment_of` lists only supervoxels whose segment differs; the others keep their id.
     """
-    ids, inverse = np.unique(supervoxels, return_inverse=True)
+    ids, inverse = fastremap.unique(supervoxels, return_inverse=True)
     renamed = ids.copy()
     where = np.searchsorted(ids, segment_of['supervoxel'])
     found = where < len(ids)

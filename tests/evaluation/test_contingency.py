@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from h01_beam.evaluation import contingency
 from h01_beam.evaluation.contingency import Overlaps, count_overlaps, merge_rows, partition_rows
+from h01_beam.segmentation import labels
 
 # Few ids, so that they meet; one beyond 2**53, which a float would round.
 IDS = st.sampled_from([0, 1, 2, 3, 7, 2**24 + 1, 2**60 + 1, 2**64 - 1])
@@ -45,7 +45,7 @@ def test_counts_do_not_depend_on_memory_order(segmentation, truth):
 @given(LABELS, LABELS)
 def test_many_pairs_are_sorted_instead_of_binned(segmentation, truth):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contingency, '_MAX_BINS', 0)
+        patch.setattr(labels, '_MAX_BINS', 0)
         rows = count_overlaps(segmentation, truth)
     whole = count_overlaps(segmentation, truth)
     for name, column in whole.columns().items():

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from h01_beam.agglomeration import contraction
 from h01_beam.segmentation import reconcile
-from h01_beam.segmentation.reconcile import MatchConfig, ObjectSizes, match_overlap
+from h01_beam.segmentation.reconcile import MatchConfig, match_overlap
 
 Edges = set[tuple[int, int, int, int, int]]
 
@@ -26,8 +25,11 @@ def swapped(edges: Edges) -> Edges:
     return {(b, a, overlap, size_b, size_a) for a, b, overlap, size_a, size_b in edges}
 
 
-def brute_force(labels_a: np.ndarray, labels_b: np.ndarray) -> Edges:
-    """The published rule, one voxel and one pair at a time."""
+MUTUAL = MatchConfig(rule='mutual')
+
+
+def brute_force(labels_a: np.ndarray, labels_b: np.ndarray, config: MatchConfig) -> Edges:
+    """The rules, one voxel and one pair at a time."""
     pairs = Counter(
         (a, b)
         for a, b in zip(labels_a.ravel().tolist(), labels_b.ravel().tolist(), strict=True)
@@ -42,7 +44,17 @@ def brute_force(labels_a: np.ndarray, labels_b: np.ndarray) -> Edges:
     return {
         (a, b, n, size_a[a], size_b[b])
         for (a, b), n in pairs.items()
-        if best(0, a) == b and best(1, b) == a
+        if n >= config.min_overlap
+        and (
+            (best(0, a) == b and best(1, b) == a)
+            or (
+                config.rule == 'contained'
+                and (
+                    n > config.contained_fraction * size_a[a]
+                    or n > config.contained_fraction * size_b[b]
+                )
+            )
+        )
     }
 
 
@@ -59,17 +71,16 @@ def slabs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 CONFIGS = st.builds(
     MatchConfig,
     rule=st.sampled_from(['mutual', 'contained']),
+    contained_fraction=st.floats(0.5, 0.99),
     min_overlap=st.integers(1, 4),
-    min_fraction=st.floats(0, 1),
-    min_iou=st.floats(0, 1),
-    contained_fraction=st.floats(0.55, 1),
-    large=st.integers(1, 12),
 )
 
 
-@hypothesis.given(slabs())
-def test_the_published_rule_equals_brute_force(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    assert edges_of(match_overlap(*pair)) == brute_force(*pair)
+@hypothesis.given(slabs(), CONFIGS)
+def test_the_rules_equal_brute_force(
+    pair: tuple[np.ndarray, np.ndarray], config: MatchConfig
+) -> None:
+    assert edges_of(match_overlap(*pair, config)) == brute_force(*pair, config)
 
 
 @hypothesis.given(slabs(), CONFIGS)
@@ -115,37 +126,21 @@ def test_any_relabelling_keeps_the_edges_where_nothing_ties(
 
 @hypothesis.given(slabs())
 def test_an_id_has_one_mutual_match_at_most(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    matches = match_overlap(*pair)
+    matches = match_overlap(*pair, MUTUAL)
     assert len(set(matches.a.tolist())) == len(set(matches.b.tolist())) == len(matches)
 
 
 @hypothesis.given(slabs(), CONFIGS)
-def test_the_contained_rule_only_adds_and_never_joins_two_large(
+def test_an_id_joins_its_best_match_and_what_it_is_contained_in(
     pair: tuple[np.ndarray, np.ndarray], config: MatchConfig
 ) -> None:
-    options = {'min_overlap': config.min_overlap, 'min_fraction': config.min_fraction}
-    mutual = edges_of(match_overlap(*pair, MatchConfig(**options)))
-    contained = match_overlap(
-        *pair,
-        MatchConfig(
-            rule='contained',
-            contained_fraction=config.contained_fraction,
-            large=config.large,
-            **options,
-        ),
-    )
-    assert mutual <= edges_of(contained)
-    # Ids of the two sides are told apart by their parity.
-    nodes_a, nodes_b = contained.a * np.uint64(2), contained.b * np.uint64(2) + np.uint64(1)
-    node, root = contraction.connected_components(nodes_a, nodes_b)
-    sizes = dict(zip(nodes_a.tolist(), contained.size_a.tolist(), strict=True))
-    sizes |= dict(zip(nodes_b.tolist(), contained.size_b.tolist(), strict=True))
-    large = Counter(
-        (int(r), int(n) % 2)
-        for n, r in zip(node, root, strict=True)
-        if sizes[int(n)] >= config.large
-    )
-    assert max(large.values(), default=0) <= 1
+    """Containment only adds, and at most one container for each id."""
+    mutual = edges_of(match_overlap(*pair, MatchConfig(rule='mutual', min_overlap=1)))
+    contained = edges_of(match_overlap(*pair, MatchConfig(rule='contained')))
+    assert mutual <= contained
+    containers = Counter(('a', a) for a, _, n, size, _ in contained if 2 * n > size)
+    containers += Counter(('b', b) for _, b, n, _, size in contained if 2 * n > size)
+    assert max(containers.values(), default=0) <= 1
 
 
 def rows(*runs: tuple[int, int]) -> np.ndarray:
@@ -156,30 +151,20 @@ def rows(*runs: tuple[int, int]) -> np.ndarray:
 def test_an_object_that_leaves_and_comes_back() -> None:
     """In A its two parts meet beyond the block; B sees them joined."""
     a, b = rows((1, 30), (0, 5), (2, 20)), rows((9, 55))
-    assert edges_of(match_overlap(a, b)) == {(1, 9, 30, 30, 55)}
-    contained = MatchConfig(rule='contained', large=25)
-    assert edges_of(match_overlap(a, b, contained)) == {(1, 9, 30, 30, 55), (2, 9, 20, 20, 55)}
-    # Were both parts large, B might as well have merged two objects.
-    assert edges_of(match_overlap(a, b, MatchConfig(rule='contained', large=15))) == {
-        (1, 9, 30, 30, 55)
-    }
+    assert edges_of(match_overlap(a, b, MUTUAL)) == {(1, 9, 30, 30, 55)}
+    assert edges_of(match_overlap(a, b)) == {(1, 9, 30, 30, 55), (2, 9, 20, 20, 55)}
 
 
-def test_large_is_judged_by_the_whole_object_where_it_is_known() -> None:
-    a, b = rows((1, 30), (2, 20)), rows((9, 50))
-    config = MatchConfig(rule='contained', large=100)
-    small = ObjectSizes(np.array([2, 1], np.uint64), np.array([50, 5000]))
-    large = ObjectSizes(np.array([2, 1], np.uint64), np.array([4000, 5000]))
-    other = ObjectSizes(np.array([9], np.uint64), np.array([9000]))
-    for sizes, count in ((small, 2), (large, 1)):
-        matches = match_overlap(a, b, config, object_sizes_a=sizes, object_sizes_b=other)
-        assert len(matches) == count
-    with pytest.raises(KeyError, match='lack'):
-        match_overlap(a, b, config, object_sizes_a=other)
+def test_an_object_that_touches_another_is_not_joined_to_it() -> None:
+    """Of id 2 in A, just half lies in B's 9: not for the most part."""
+    a, b = rows((1, 30), (2, 20)), rows((9, 40), (0, 10))
+    assert edges_of(match_overlap(a, b)) == {(1, 9, 30, 30, 40)}
+    a, b = rows((1, 30), (2, 20)), rows((9, 41), (0, 9))
+    assert edges_of(match_overlap(a, b)) == {(1, 9, 30, 30, 41), (2, 9, 11, 20, 41)}
 
 
 def test_ties_go_to_the_smaller_id() -> None:
-    assert edges_of(match_overlap(rows((3, 8)), rows((7, 4), (5, 4)))) == {(3, 5, 4, 8, 4)}
+    assert edges_of(match_overlap(rows((3, 8)), rows((7, 4), (5, 4)), MUTUAL)) == {(3, 5, 4, 8, 4)}
 
 
 def test_unlabelled_voxels_match_nothing_but_count_as_size() -> None:
@@ -188,21 +173,10 @@ def test_unlabelled_voxels_match_nothing_but_count_as_size() -> None:
     assert not edges_of(match_overlap(a, np.zeros_like(b)))
 
 
-@pytest.mark.parametrize(
-    ('options', 'kept'),
-    [
-        ({}, 1),
-        ({'min_overlap': 6}, 0),
-        ({'min_fraction': 0.5}, 1),
-        ({'min_fraction': 0.6}, 0),
-        ({'min_iou': 0.3}, 1),
-        ({'min_iou': 0.4}, 0),
-    ],
-)
-def test_thresholds(options: dict[str, Any], kept: int) -> None:
-    """Overlap 5, sizes 10 and 10: 0.5 of the smaller, IoU 1/3."""
+@pytest.mark.parametrize(('least', 'kept'), [(5, 1), (6, 0)])
+def test_too_small_an_overlap_is_none(least: int, kept: int) -> None:
     a, b = rows((4, 10), (0, 5)), rows((0, 5), (6, 10))
-    assert len(match_overlap(a, b, MatchConfig(**options))) == kept
+    assert len(match_overlap(a, b, MatchConfig(min_overlap=least))) == kept
 
 
 def test_empty_slabs_and_large_ids() -> None:
@@ -217,8 +191,8 @@ def test_empty_slabs_and_large_ids() -> None:
     [
         ({'rule': 'all'}, r"match\.rule is 'all'"),
         ({'min_overlap': 0}, r'match\.min_overlap is 0'),
-        ({'min_iou': 1.5}, r'match\.min_iou is 1\.5'),
-        ({'contained_fraction': 0.5}, r'match\.contained_fraction is 0\.5'),
+        ({'contained_fraction': 0.4}, r'match\.contained_fraction is 0\.4'),
+        ({'contained_fraction': 1.0}, r'match\.contained_fraction is 1\.0'),
     ],
 )
 def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
