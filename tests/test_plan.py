@@ -138,5 +138,5 @@ def test_a_volume_that_no_run_made_is_not_replaced(run, tmp_path):
         make_plan(run, write=mine)
     # The same volume is kept, and one that a run made may be made anew.
     make_plan(run, write=dataclasses.replace(mine, chunk=(8, 8, 8)))
-    write_provenance(mine, run.ledger('stage'), (0, 0, 0))
+    write_provenance(mine, run.ledger('stage'))
     make_plan(run, write=mine)
