@@ -58,7 +58,7 @@ def build_segment(root: Any, config: SegmentConfig, run: Run) -> VolumeSpec:
         encoding='compressed_segmentation',
         kind='segmentation',
     )
-    envelope = make_envelope(config.reconcile, grid, model.card.fov_shape)
+    envelope = make_envelope(config.reconcile, grid, model.card)
     reach = _reach(grid, envelope)
     run.write_manifest('segmentation', config, {'ffn': model.sha256})
     slots = Slots(grid, config.output.chunk)
