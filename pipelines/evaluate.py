@@ -25,8 +25,8 @@ from absl import app
 
 from h01_beam import storage
 from h01_beam.config import apply_overrides, from_dict
-from h01_beam.evaluation.config import EvaluateConfig
-from h01_beam.evaluation.stage import Evaluation, build_evaluate
+from h01_beam.evaluation.config import EvaluateConfig, Evaluation
+from h01_beam.evaluation.stage import build_evaluate
 from h01_beam.finish import FinishRun
 from h01_beam.run import Run
 from h01_beam.volume import Volume

@@ -1,11 +1,14 @@
-"""Configuration of an evaluation."""
+"""Configuration of an evaluation, and what it is of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from h01_beam.geometry import Triple, as_triple
+import numpy as np
+
+from h01_beam.geometry import BoundingBox, Triple, as_triple
 from h01_beam.morphology.teasar import SkeletonConfig
+from h01_beam.volume_spec import VolumeSpec, VoxelSize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +61,59 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f'evaluate.{name} is {value}: must be at least {least}')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is evaluated, and where the results go.
+
+    Attributes:
+      segmentation: volume of labels, 0 = unlabelled.
+      truth: volume of labels, 0 = not scored.
+      image: what the picture of the errors shows below the labels, or None.
+      output: path of the scores, `PATH.json`; `PATH.png`, `PATH_truths.parquet` and
+        `PATH_segments.parquet` are written beside it.
+      voxel_size_nm: zyx, for volumes that do not know it; None leaves run lengths out then.
+      config: see `EvaluateConfig`.
+    """
+
+    segmentation: VolumeSpec
+    truth: VolumeSpec
+    image: VolumeSpec | None = None
+    output: str
+    voxel_size_nm: VoxelSize | None = None
+    config: EvaluateConfig = EvaluateConfig()
+
+    def __post_init__(self) -> None:
+        """Checks that the volumes belong together and settles the voxel size."""
+        sizes = {
+            name: spec.voxel_size_nm
+            for name in ('segmentation', 'truth')
+            if (spec := getattr(self, name)).voxel_size_nm is not None
+        }
+        if self.voxel_size_nm is not None:
+            sizes['--voxel_size_nm'] = self.voxel_size_nm
+        first, *others = [*sizes.items()] or [('', None)]
+        for name, size in others:
+            if not np.allclose(first[1], size, rtol=1e-3):
+                raise ValueError(
+                    f'voxel_size_nm of {first[0]} is {first[1]}, but that of {name} is {size}: '
+                    'must be the same (z, y, x); choose mips that agree, with ?mip=N'
+                )
+        object.__setattr__(self, 'voxel_size_nm', first[1])
+        for name in ('truth', 'segmentation', 'image'):
+            spec = getattr(self, name)
+            if spec is not None and not spec.bounds.contains(self.bounds):
+                raise ValueError(
+                    f'{name} covers {spec.bounds}, but the evaluated box is {self.bounds}: it must '
+                    'lie within; choose a box with --set start=[z,y,x] --set shape=[z,y,x], '
+                    'or check that the volumes belong together'
+                )
+
+    @property
+    def bounds(self) -> BoundingBox:
+        """The evaluated box: that of the truth, or the one that was asked for."""
+        whole, config = self.truth.bounds, self.config
+        start = config.start or whole.start
+        end = whole.end if config.shape is None else BoundingBox(start, config.shape).end
+        return BoundingBox.from_bounds(start, end)

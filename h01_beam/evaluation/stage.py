@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from h01_beam import storage, tables
 from h01_beam.blockwise import MapBlocks
 from h01_beam.evaluation import erl, errors, figures
-from h01_beam.evaluation.config import EvaluateConfig
+from h01_beam.evaluation.config import Evaluation
 from h01_beam.evaluation.contingency import (
     OVERLAPS,
     Overlaps,
@@ -35,69 +35,13 @@ from h01_beam.evaluation.contingency import (
     partition_rows,
 )
 from h01_beam.evaluation.scores import OverlapSums, Scores, score, sum_segments, sum_truths
-from h01_beam.geometry import Block, BlockGrid, BoundingBox, Triple
+from h01_beam.geometry import Block, BlockGrid, Triple
 from h01_beam.morphology.extents import EXTENTS, Extents, measure_extents, merge_extents
 from h01_beam.morphology.skeletons import Skeletons
 from h01_beam.morphology.stage import SampleNodes, SkeletonizeObjects
 from h01_beam.plan import BlockResult
 from h01_beam.run import Run
-from h01_beam.volume import Volume, VolumeSpec, VoxelSize
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What is evaluated, and where the results go.
-
-    Attributes:
-      segmentation: volume of labels, 0 = unlabelled.
-      truth: volume of labels, 0 = not scored.
-      image: what the picture of the errors shows below the labels, or None.
-      output: path of the scores, `PATH.json`; `PATH.png`, `PATH_truths.parquet` and
-        `PATH_segments.parquet` are written beside it.
-      voxel_size_nm: zyx, for volumes that do not know it; None leaves run lengths out then.
-      config: see `EvaluateConfig`.
-    """
-
-    segmentation: VolumeSpec
-    truth: VolumeSpec
-    image: VolumeSpec | None = None
-    output: str
-    voxel_size_nm: VoxelSize | None = None
-    config: EvaluateConfig = EvaluateConfig()
-
-    def __post_init__(self) -> None:
-        """Checks that the volumes belong together and settles the voxel size."""
-        sizes = {
-            name: spec.voxel_size_nm
-            for name in ('segmentation', 'truth')
-            if (spec := getattr(self, name)).voxel_size_nm is not None
-        }
-        if self.voxel_size_nm is not None:
-            sizes['--voxel_size_nm'] = self.voxel_size_nm
-        first, *others = [*sizes.items()] or [('', None)]
-        for name, size in others:
-            if not np.allclose(first[1], size, rtol=1e-3):
-                raise ValueError(
-                    f'voxel_size_nm of {first[0]} is {first[1]}, but that of {name} is {size}: '
-                    'must be the same (z, y, x); choose mips that agree, with ?mip=N'
-                )
-        object.__setattr__(self, 'voxel_size_nm', first[1])
-        for name in ('truth', 'segmentation', 'image'):
-            spec = getattr(self, name)
-            if spec is not None and not spec.bounds.contains(self.bounds):
-                raise ValueError(
-                    f'{name} covers {spec.bounds}, but the evaluated box is {self.bounds}: it must '
-                    'lie within; choose a box with --set start=[z,y,x] --set shape=[z,y,x], '
-                    'or check that the volumes belong together'
-                )
-
-    @property
-    def bounds(self) -> BoundingBox:
-        """The evaluated box: that of the truth, or the one that was asked for."""
-        whole, config = self.truth.bounds, self.config
-        start = config.start or whole.start
-        end = whole.end if config.shape is None else BoundingBox(start, config.shape).end
-        return BoundingBox.from_bounds(start, end)
+from h01_beam.volume import Volume, VolumeSpec
 
 
 def build_evaluate(

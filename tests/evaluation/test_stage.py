@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from h01_beam import tables
-from h01_beam.evaluation.config import EvaluateConfig
+from h01_beam.evaluation.config import EvaluateConfig, Evaluation
 from h01_beam.evaluation.contingency import count_overlaps
 from h01_beam.evaluation.erl import measure_run_lengths
 from h01_beam.evaluation.errors import tabulate_segments, tabulate_truths
 from h01_beam.evaluation.scores import score_overlaps
-from h01_beam.evaluation.stage import Evaluation, build_evaluate
+from h01_beam.evaluation.stage import build_evaluate
 from h01_beam.geometry import BlockGrid, BoundingBox
 from h01_beam.morphology.teasar import skeletonize
 from h01_beam.run import Resources, Run
