@@ -7,7 +7,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# The first of these that is at least 3.11 makes the environment. Name another with PYTHON=.
+# The first of these that is 3.11 to 3.13 (TensorFlow has no later one) makes the environment. Name another with PYTHON=.
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 # Extra arguments for pytest, for example: make test PYTEST_ARGS='-k geometry -x'
 PYTEST_ARGS ?=
@@ -52,7 +52,7 @@ CONSTRAINTS ?= --constraint constraints.txt
 
 $(INSTALLED): setup.py pyproject.toml constraints.txt | system
 	@test -x $(BIN)/python || for python in $(PYTHONS); do \
-	  if $$python -c 'import ensurepip, sys; assert sys.version_info >= (3, 11)' 2> /dev/null; \
+	  if $$python -c 'import ensurepip, sys; assert (3, 11) <= sys.version_info < (3, 14)' 2> /dev/null; \
 	  then echo "Making $(VENV) with $$($$python --version)"; $$python -m venv $(VENV); break; fi; \
 	done
 	@echo 'Installing the library and the test tools (a few minutes, 3 GB)'

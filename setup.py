@@ -59,7 +59,7 @@ setuptools.setup(
     version=VERSION,
     description='Reconstruction of serial-section electron microscopy, from tiles to a connectome',
     license='Apache-2.0',
-    python_requires='>=3.11',
+    python_requires='>=3.11,<3.14',
     packages=setuptools.find_packages(include=['h01_beam', 'h01_beam.*']),
     package_data={'h01_beam': ['py.typed', '**/*.html']},
     install_requires=INSTALL_REQUIRES,

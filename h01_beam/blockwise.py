@@ -33,16 +33,16 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from h01_beam import config as config_lib
 from h01_beam import plan, storage, tables, worker
-from h01_beam.finish import CompactTable, SummarizeStage
+from h01_beam.finish import CompactTable, SummarizeStage, forget_blocks
 from h01_beam.geometry import Block, BlockGrid, BoundingBox, Region
 from h01_beam.plan import BlockResult, Read, Write
 from h01_beam.run import (
     Ledger,
     Marker,
+    Provenance,
     Run,
     StageRecord,
     Upstream,
-    write_provenance,
 )
 from h01_beam.volume import Volume, VolumeSpec
 
@@ -151,18 +151,36 @@ class MapBlocks(beam.PTransform):
     def _create_outputs(self) -> None:
         """Makes output volumes; one that had to be made anew voids the markers of old blocks."""
         previous = StageRecord.read(self._ledger)
-        generation = previous.generation if previous else 1
-        # Voided before it is made: a crash in between must not leave old markers for new chunks.
-        if previous and not all(Volume.is_there(write.spec) for write in self._writes.values()):
-            generation += 1
         record = StageRecord(
-            grid=self._grid, generation=generation, config=self._process.config_hash
+            grid=self._grid,
+            generation=previous.generation if previous else 1,
+            config=self._process.config_hash,
+            since=time.time(),
         )
+        if previous and not self._vouches_for_outputs(previous):
+            # Voided before they are made: a crash in between must not leave old markers for new
+            # chunks.
+            record = dataclasses.replace(record, generation=previous.generation + 1)
+        elif previous and dataclasses.replace(record, since=previous.since) == previous:
+            record = previous
+        if previous and previous.grid.shape != self._grid.shape:
+            for name in self._table_writes:
+                forget_blocks(self._run, name, previous.grid, self._grid)
         record.write(self._ledger)
         for write in self._writes.values():
+            # Before the volume: one without is taken for somebody else's.
+            Provenance(self._ledger, record.generation, write.grid).write(write.spec)
             Volume.create(write.spec)
+
+    def _vouches_for_outputs(self, record: StageRecord) -> bool:
+        """Whether all outputs are as they should be, and no other stage has written to them."""
         for write in self._writes.values():
-            write_provenance(write.spec, self._ledger, write.grid)
+            found = Provenance.read(write.spec)
+            if found is None or not found.is_of(self._ledger, record.generation):
+                return False
+            if not Volume.is_there(write.spec):
+                return False
+        return True
 
 
 class _ProcessBlocks(beam.DoFn):

@@ -152,7 +152,10 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if isinstance(expected, type) and (
         not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)
     ):
-        raise ValueError(f'config key {where!r} is {value!r}: must be of type {expected.__name__}')
+        hint = f'; give it, for example with --set {where}=VALUE' if value is None else ''
+        raise ValueError(
+            f'config key {where!r} is {value!r}: must be of type {expected.__name__}{hint}'
+        )
     return value
 
 

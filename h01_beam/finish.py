@@ -125,6 +125,23 @@ class CompactTable(beam.PTransform):
         )
 
 
+def forget_blocks(run: Run, name: str, old: BlockGrid, new: BlockGrid) -> None:
+    """Deletes the rows of blocks that are no more, and the files that were joined of old blocks."""
+    for number in range(-(-len(old) // COMPACTED_BLOCKS)):
+        path = _joined_file(run, name, number)
+        storage.delete(path + '.key')
+        storage.delete(path)
+    if all(n <= m for n, m in zip(old.shape, new.shape, strict=True)):
+        return
+    for block in old:
+        if any(i >= n for i, n in zip(block.index, new.shape, strict=True)):
+            storage.delete(run.table_part(name, block.index))
+
+
+def _joined_file(run: Run, name: str, number: int) -> str:
+    return storage.join(run.table(name), f'{number:06d}.parquet')
+
+
 def _file_and_digest(record: Mapping[str, Any]) -> tuple[int, int]:
     return record['index'] // COMPACTED_BLOCKS, _digest_at(record['index'], record['digest'])
 
@@ -134,7 +151,7 @@ def _join_parts(
 ) -> tuple[int, int | None]:
     number, digest = file_and_digest
     run = Run.at(run_path)
-    path = storage.join(run.table(name), f'{number:06d}.parquet')
+    path = _joined_file(run, name, number)
     key = f'{digest:x}'.encode()
     if storage.exists(path) and storage.exists(path + '.key'):
         if storage.read_bytes(path + '.key') == key:

@@ -132,7 +132,8 @@ def _pick(path: str, names: list[str], wanted: str) -> str:
         return wanted
     problem = f'has no data set {wanted!r}' if wanted else f'holds {len(names)} data sets'
     raise _DatasetError(
-        f'{path!r} {problem}: choose one of {", ".join(sorted(names)) or "(none)"} with --dataset'
+        f'{path!r} {problem}: choose one of {", ".join(sorted(names)) or "(none)"} as '
+        f'{path}|DRIVER:NAME, or with --dataset of pipelines.ingest'
     )
 
 

@@ -65,6 +65,24 @@ def write_level(spec: VolumeSpec, parsed: VolumeUri) -> None:
     storage.write_bytes(path, json.dumps(group, indent=1).encode())
 
 
+def is_occupied(parsed: VolumeUri) -> bool:
+    """Whether something is there, of whatever zarr version, where a level would be written."""
+    names = ('zarr.json', '.zarray', '.zgroup', '.zattrs')
+    folders = [storage.join(parsed.path, str(parsed.mip))] + [parsed.path] * (parsed.mip == 0)
+    return any(storage.exists(storage.join(folder, name)) for folder in folders for name in names)
+
+
+def drop_levels(parsed: VolumeUri) -> None:
+    """Deletes a level that `write_level` made, and those above it."""
+    path = storage.join(parsed.path, 'zarr.json')
+    group = read_json(path, parsed)
+    multiscale = group['attributes']['ome']['multiscales'][0]
+    for level in multiscale['datasets'][parsed.mip :]:
+        storage.delete_folder(storage.join(parsed.path, level['path']))
+    multiscale['datasets'] = multiscale['datasets'][: parsed.mip]
+    storage.write_bytes(path, json.dumps(group, indent=1).encode())
+
+
 def read_level(parsed: VolumeUri) -> tuple[tuple[float, ...] | None, str]:
     """Scale in nm (per axis of the array) and path of a level.
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from h01_beam.geometry import Block, BlockGrid, CoreBox, ReadBox, Region
-from h01_beam.run import Run, StagePlan, StageRecord, has_provenance
+from h01_beam.run import Provenance, Resources, Run, StagePlan, StageRecord
 from h01_beam.volume import Volume, VolumeSpec
 
 # Interpreter, Beam, NumPy, TensorStore with its cache: resident size of an idle worker.
@@ -74,16 +74,22 @@ def plan_stage(
       ValueError: halo, bounds, alignment or memory do not fit, or the output lies on the input;
         the message says what to change.
     """
+    items: dict[str, Read | Write] = {**reads, **writes}
+    for name, item in items.items():
+        run.resources.check_reachable(f'stage {stage}: {name!r}', item.spec.path)
     _check_halo(stage, grid)
-    _check_bounds(stage, grid, {**reads, **writes})
+    _check_bounds(stage, grid, items)
     _check_disjoint(stage, reads, writes)
     for name, write in writes.items():
         _check_alignment(stage, name, write.spec, write.grid or grid)
-        _check_ownership(stage, name, write.spec)
+        _check_ownership(stage, name, Volume.check(write.spec))
     memory = _projected_memory(function, grid, reads, writes, concurrency)
-    _check_memory(stage, memory, run, grid, concurrency)
+    what = f'{concurrency} blocks of {grid.largest_read} (halo included)'
+    check_memory(stage, memory, what, run.resources)
     block = _middle(grid)
-    previous = StageRecord.read(run.ledger(stage))
+    record = StageRecord.read(run.ledger(stage))
+    resumes = record and record.config == config_hash and record.grid == grid
+    resumes = resumes and all(Volume.is_there(write.spec) for write in writes.values())
     return StagePlan(
         name=stage,
         blocks=len(grid),
@@ -91,7 +97,7 @@ def plan_stage(
         write_bytes=_bytes(writes.values(), block) * len(grid),
         memory_bytes=memory,
         ledger=run.ledger(stage),
-        resumes=previous is not None and previous.config == config_hash,
+        since=record.since if record and resumes else None,
     )
 
 
@@ -152,15 +158,10 @@ def _check_alignment(stage: str, name: str, spec: VolumeSpec, grid: BlockGrid) -
 
 
 def _check_ownership(stage: str, name: str, spec: VolumeSpec) -> None:
-    try:
-        existing = Volume.open(spec.uri).spec
-    except (FileNotFoundError, ValueError):
-        return
-    if not Volume.is_there(spec) and not has_provenance(spec):
+    if Volume.is_occupied(spec) and Provenance.read(spec) is None:
         raise ValueError(
-            f'stage {stage}: {name!r} would replace the volume {existing.uri!r} of shape '
-            f'{existing.shape}, which no run made (it has no provenance file): choose another '
-            'output, or delete that volume first'
+            f'stage {stage}: {name!r} would overwrite {spec.uri!r}, which no run made (it has no '
+            'provenance file): choose another output, or delete that volume first'
         )
 
 
@@ -185,12 +186,12 @@ def _projected_memory(
     return int(PROCESS_BYTES + process + concurrency * per_block)
 
 
-def _check_memory(stage: str, memory: int, run: Run, grid: BlockGrid, concurrency: int) -> None:
-    limit = run.resources.memory_bytes_per_worker
-    if memory > limit:
+def check_memory(stage: str, memory_bytes: int, what: str, resources: Resources) -> None:
+    """Raises a ValueError when a worker has too little memory for what it must hold."""
+    limit = resources.memory_bytes_per_worker
+    if memory_bytes > limit:
         raise ValueError(
-            f'stage {stage}: a worker would need {memory / 2**30:.1f} GiB for {concurrency} blocks '
-            f'of {grid.largest_read} (halo included), but each of the {run.resources.workers} '
-            f'workers has {limit / 2**30:.1f} GiB; use smaller blocks, fewer workers, or more '
-            'memory'
+            f'stage {stage}: a worker would need {memory_bytes / 2**30:.1f} GiB for {what}, but '
+            f'each of the {resources.workers} workers has {limit / 2**30:.1f} GiB; use '
+            'smaller blocks or shards, fewer workers, or more memory'
         )

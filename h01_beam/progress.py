@@ -88,8 +88,6 @@ class LedgerProgress:
 
 
 def count_done(plan: StagePlan, since: float) -> int:
-    """Blocks of a stage that are done: all markers if it resumes, else those since `since`."""
-    markers = plan.ledger.markers_written()
-    if plan.resumes or storage.is_remote(plan.ledger.path):
-        return min(plan.blocks, sum(1 for _ in markers))
-    return sum(1 for path in markers if storage.local_path(path).stat().st_mtime >= since)
+    """Blocks of a stage that are done: markers since it was first planned so, or `since`."""
+    markers = plan.ledger.markers_written(since if plan.since is None else plan.since)
+    return min(plan.blocks, sum(1 for _ in markers))

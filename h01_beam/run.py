@@ -73,9 +73,13 @@ class Ledger:
         """
         storage.delete(self._file(index))
 
-    def markers_written(self) -> Iterable[str]:
-        """Paths of all markers, for progress and plans; not for the work itself."""
-        return storage.list_files(join_markers(self.path), '.json')
+    def markers_written(self, since: float = 0.0) -> Iterable[str]:
+        """Paths of all markers, for progress and plans; not for the work itself.
+
+        Args:
+          since: seconds since 1970; older markers are left out.
+        """
+        return storage.list_files(join_markers(self.path), '.json', since)
 
     def _file(self, index: Triple) -> str:
         z, y, x = index
@@ -92,12 +96,14 @@ class StageRecord:
     """`LEDGER/stage.json`: how the blocks of a stage lie.
 
     `generation` counts how often an output volume was made anew, which voids old markers;
-    `config` is the hash of the stage's configuration.
+    `config` is the hash of the stage's configuration; `since` is the time (seconds since 1970) at
+    which all of this was first so: older markers are stale.
     """
 
     grid: BlockGrid
     generation: int
     config: str
+    since: float = 0.0
 
     def write(self, ledger: Ledger) -> None:
         text = json.dumps(config_lib.as_dict(self), indent=1)
@@ -119,7 +125,7 @@ class UpstreamError(RuntimeError):
 class Upstream:
     """What a block's read box depends on: digests of the blocks that wrote it.
 
-    A volume that no ledger accounts for (foreign data) is known by one fingerprint of its
+    A volume that no ledger accounts for (foreign data) is known by one fingerprint of its place and
     metadata, or of its file's size and time.
     """
 
@@ -127,13 +133,12 @@ class Upstream:
         self._fingerprint = volume.fingerprint
         self._ledger: Ledger | None = None
         self._digests: dict[Triple, str] = {}
-        provenance = _read_provenance(volume.spec)
+        provenance = Provenance.read(volume.spec)
         if provenance is None:
             return
-        ledger, grid = provenance
-        record = StageRecord.read(ledger)
+        record = StageRecord.read(provenance.ledger)
         if record is not None:
-            self._ledger, self._grid = ledger, grid or record.grid
+            self._ledger, self._grid = provenance.ledger, provenance.grid or record.grid
 
     def digests(self, box: BoundingBox) -> list[str]:
         """Digests of everything that `box` depends on.
@@ -158,41 +163,51 @@ class Upstream:
         return self._digests[block.index]
 
 
-def write_provenance(spec: VolumeSpec, ledger: Ledger, grid: BlockGrid | None = None) -> None:
-    """Leaves with a volume the path of the ledger that accounts for it.
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What a volume knows of the stage that writes it: `PATH/provenance_MIP.json`.
 
-    Args:
-      spec: the volume.
-      ledger: of the stage that writes it.
+    Attributes:
+      ledger: of that stage.
+      generation: of its markers (`StageRecord`) that vouch for the volume.
       grid: where in the volume the blocks of that stage write, by their indices; None: in their
         cores.
     """
-    path = ledger.path
-    if storage.is_remote(path) == storage.is_remote(spec.path):
-        # Both may be copied elsewhere together.
-        path = posixpath.relpath(path, spec.path)
-    record = {'ledger': path, 'grid': config_lib.as_dict(grid) if grid else None}
-    storage.write_bytes(_provenance_file(spec), json.dumps(record).encode())
 
+    ledger: Ledger
+    generation: int
+    grid: BlockGrid | None = None
 
-def has_provenance(spec: VolumeSpec) -> bool:
-    """Whether a run made this volume (so that a run may make it anew)."""
-    return _read_provenance(spec) is not None
+    def is_of(self, ledger: Ledger, generation: int) -> bool:
+        """Whether it is these markers that vouch for the volume."""
+        same = _absolute(self.ledger.path) == _absolute(ledger.path)
+        return same and self.generation == generation
 
+    def write(self, spec: VolumeSpec) -> None:
+        """Leaves this with a volume."""
+        path = self.ledger.path
+        if storage.is_remote(path) == storage.is_remote(spec.path):
+            # Both may be copied elsewhere together.
+            path = posixpath.relpath(path, spec.path)
+        grid = config_lib.as_dict(self.grid) if self.grid else None
+        record = {'ledger': path, 'generation': self.generation, 'grid': grid}
+        storage.write_bytes(_provenance_file(spec), json.dumps(record).encode())
 
-def _read_provenance(spec: VolumeSpec) -> tuple[Ledger, BlockGrid | None] | None:
-    if VolumeUri.parse(spec.uri).driver not in ('neuroglancer-precomputed', 'zarr3'):
-        return None
-    try:
-        record = json.loads(storage.read_bytes(_provenance_file(spec)))
-    except FileNotFoundError:
-        return None
-    grid = config_lib.from_dict(BlockGrid, record['grid']) if record['grid'] else None
-    path = record['ledger']
-    if not storage.is_remote(path):
-        head = 'gs://' if storage.is_remote(spec.path) and not path.startswith('/') else ''
-        path = head + posixpath.normpath(posixpath.join(spec.path.removeprefix(head), path))
-    return Ledger(path), grid
+    @classmethod
+    def read(cls, spec: VolumeSpec) -> Provenance | None:
+        """That of a volume; None if no run made it, so that no run may make it anew."""
+        if VolumeUri.parse(spec.uri).driver not in ('neuroglancer-precomputed', 'zarr3'):
+            return None
+        try:
+            record = json.loads(storage.read_bytes(_provenance_file(spec)))
+        except FileNotFoundError:
+            return None
+        grid = config_lib.from_dict(BlockGrid, record['grid']) if record['grid'] else None
+        path = record['ledger']
+        if not storage.is_remote(path):
+            head = 'gs://' if storage.is_remote(spec.path) and not path.startswith('/') else ''
+            path = head + posixpath.normpath(posixpath.join(spec.path.removeprefix(head), path))
+        return cls(Ledger(path), record['generation'], grid)
 
 
 def _provenance_file(spec: VolumeSpec) -> str:
@@ -201,10 +216,25 @@ def _provenance_file(spec: VolumeSpec) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What the workers have; a stage that would not fit is refused before it starts."""
+    """What the workers have; a stage that would not fit is refused before it starts.
+
+    Attributes:
+      workers: how many processes there are; 1 where the engine decides.
+      memory_bytes_per_worker: of each.
+      shares_disk: whether they see the files of the machine that launches the run.
+    """
 
     workers: int
     memory_bytes_per_worker: int
+    shares_disk: bool = True
+
+    def check_reachable(self, what: str, path: str) -> None:
+        """Raises a ValueError for a path that the workers would not find."""
+        if not self.shares_disk and not storage.is_remote(path):
+            raise ValueError(
+                f'{what} is {path!r}: must be in a bucket, gs://..., as workers elsewhere do not '
+                'see the files of this machine; copy it there'
+            )
 
     @classmethod
     def local(cls, workers: int) -> Resources:
@@ -223,7 +253,8 @@ class StagePlan:
       read_bytes, write_bytes: uncompressed, if every block ran.
       memory_bytes: most that one worker process needs.
       ledger: where the markers are.
-      resumes: markers of this very configuration are there; their blocks count as done.
+      since: seconds since 1970; blocks whose markers are younger count as done. None: none does,
+        as the configuration, the blocks or an output differ from what was there.
     """
 
     name: str
@@ -232,7 +263,7 @@ class StagePlan:
     write_bytes: int
     memory_bytes: int
     ledger: Ledger
-    resumes: bool
+    since: float | None
 
 
 class Run:
@@ -252,8 +283,9 @@ class Run:
         self.dry_run = dry_run
         self.plans: list[StagePlan] = []
         self.summaries: list[Any] = []
+        resources.check_reachable('run_dir', self.path)
         if not dry_run:
-            storage.check_writable(self.path)
+            storage.check_writable('run_dir', self.path)
 
     @classmethod
     def at(cls, path: str) -> Run:
@@ -261,7 +293,19 @@ class Run:
         return cls(path, Resources(0, 0), dry_run=True)
 
     def write_manifest(self, job: str, config: Any, models: Mapping[str, str]) -> None:
-        """Records in run.json what is run: config, code version, model hashes."""
+        """Records in run.json what is run: config, code version, model hashes.
+
+        Raises:
+          ValueError: the directory is that of a run of another job.
+        """
+        path = storage.join(self.path, 'run.json')
+        if storage.exists(path):
+            other = json.loads(storage.read_bytes(path))['job']
+            if other != job:
+                raise ValueError(
+                    f'run_dir is {self.path!r}: it holds a run of {other!r}, whose report and '
+                    f'manifest this run of {job!r} would replace; choose another run_dir'
+                )
         if self.dry_run:
             return
         manifest = {
@@ -271,7 +315,7 @@ class Run:
             'models': dict(models),
         }
         text = json.dumps(manifest, indent=1, sort_keys=True)
-        storage.write_bytes(storage.join(self.path, 'run.json'), text.encode())
+        storage.write_bytes(path, text.encode())
 
     def volume_uri(self, name: str, driver: str = 'neuroglancer-precomputed', mip: int = 0) -> str:
         return str(VolumeUri(storage.join(self.path, 'volumes', name), driver, mip=mip))
@@ -284,11 +328,16 @@ class Run:
 
     def table_part(self, name: str, index: Triple) -> str:
         """File of the rows that one block wrote to a table."""
-        z, y, x = index
-        return storage.join(self.table(name), 'parts', str(z), f'{y}_{x}.parquet')
+        return part_of_table(self.table(name), index)
 
     def figure(self, name: str) -> str:
         return storage.join(self.path, 'figures', name)
+
+
+def part_of_table(table: str, index: Triple) -> str:
+    """File of the rows that one block wrote to the table at a path."""
+    z, y, x = index
+    return storage.join(table, 'parts', str(z), f'{y}_{x}.parquet')
 
 
 def _absolute(path: str) -> str:

@@ -111,19 +111,26 @@ def exists(path: str) -> bool:
     return local_path(path).exists()
 
 
-def list_files(prefix: str, suffix: str = '') -> Iterator[str]:
-    """Paths of all files below a folder (any depth), sorted, with their names ending in `suffix`.
+def list_files(prefix: str, suffix: str = '', since: float = 0.0) -> Iterator[str]:
+    """Paths of all files below a folder (any depth), sorted.
 
-    A folder that does not exist has no files.
+    Args:
+      prefix: the folder; one that does not exist has no files.
+      suffix: what their names end in.
+      since: seconds since 1970; files that were written before are left out.
     """
     if is_remote(prefix):
         bucket, _, key = prefix.removeprefix('gs://').partition('/')
         folder = join(key, '') if key else None
         with _cloud_errors(prefix):
-            names = [blob.name for blob in _client().list_blobs(bucket, prefix=folder)]
-        yield from (f'gs://{bucket}/{name}' for name in names if name.endswith(suffix))
+            blobs = list(_client().list_blobs(bucket, prefix=folder))
+        for blob in blobs:
+            if blob.name.endswith(suffix) and (not since or blob.updated.timestamp() >= since):
+                yield f'gs://{bucket}/{blob.name}'
         return
-    yield from _list_local(str(local_path(prefix)), suffix)
+    for path in _list_local(str(local_path(prefix)), suffix):
+        if not since or os.stat(path).st_mtime >= since:
+            yield path
 
 
 def _list_local(folder: str, suffix: str) -> Iterator[str]:
@@ -153,8 +160,8 @@ def delete_folder(folder: str) -> None:
         delete(path)
 
 
-def check_writable(folder: str) -> None:
-    """Raises before any work starts when nothing can be written to `folder`."""
+def check_writable(what: str, folder: str) -> None:
+    """Raises before any work starts when nothing can be written to `folder`, named `what`."""
     try:
         if not is_remote(folder):
             local_path(folder).mkdir(parents=True, exist_ok=True)
@@ -162,7 +169,7 @@ def check_writable(folder: str) -> None:
         delete(join(folder, 'write_probe'))
     except Exception as error:
         raise PermissionError(
-            f'run_dir is {folder!r}: cannot write there ({type(error).__name__}: {error}); '
+            f'{what} is {folder!r}: cannot write there ({type(error).__name__}: {error}); '
             'choose a folder or bucket you may write to, or mend its permissions'
         ) from error
 

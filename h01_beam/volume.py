@@ -86,7 +86,7 @@ class Volume:
         Returns:
           the volume, and whether it was made anew (so that no earlier block of it counts).
         """
-        spec = check_spec(spec)
+        spec = cls.check(spec)
         if cls.is_there(spec):
             return cls.open(spec.uri), False
         parsed = VolumeUri.parse(spec.uri)
@@ -96,6 +96,33 @@ class Volume:
         if created.spec != spec:
             raise ValueError(describe_difference(spec, created.spec))
         return created, True
+
+    @classmethod
+    def check(cls, spec: VolumeSpec) -> VolumeSpec:
+        """The specification in normal form; a ValueError if `create` could not make it."""
+        spec = check_spec(spec)
+        if VolumeUri.parse(spec.uri).driver == 'neuroglancer-precomputed':
+            precomputed.scale_of(spec)
+        return spec
+
+    @classmethod
+    def is_occupied(cls, spec: VolumeSpec) -> bool:
+        """Whether `create` would keep or replace something: a volume of whatever specification."""
+        parsed = VolumeUri.parse(spec.uri)
+        if parsed.driver == 'zarr3':
+            return ome_zarr.is_occupied(parsed)
+        path = storage.join(parsed.path, 'info')
+        return storage.exists(path) and len(read_json(path, parsed).get('scales', [])) > parsed.mip
+
+    @classmethod
+    def drop_level(cls, uri: str) -> None:
+        """Deletes a level of a pyramid and those above it, which were made from it."""
+        parsed = VolumeUri.parse(uri)
+        if parsed.driver == 'zarr3':
+            ome_zarr.drop_levels(parsed)
+            return
+        path = storage.join(parsed.path, 'info')
+        storage.write_bytes(path, json.dumps(_drop_levels(path, parsed.mip)).encode())
 
     @classmethod
     def is_there(cls, spec: VolumeSpec) -> bool:
@@ -171,8 +198,9 @@ def _open_precomputed(parsed: VolumeUri) -> Volume:
     write_chunk = array.chunk_layout.write_chunk.shape[:3]
     spec = precomputed.spec_of(str(parsed), info, parsed.mip, write_chunk)
     zyx = array[..., 0] if spec.channels == 1 else array
-    # Other levels of the pyramid may come and go: only this one counts.
-    fingerprint = _hash([{**info, 'scales': []}, info['scales'][parsed.mip]])
+    # Other levels of the pyramid may come and go: only this one counts. Metadata alone are not
+    # enough: two volumes of one image, before and after a filter, share them.
+    fingerprint = _hash([_kvstore(parsed.path), {**info, 'scales': []}, info['scales'][parsed.mip]])
     return Volume(spec, zyx.T, fingerprint)
 
 

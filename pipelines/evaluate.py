@@ -35,8 +35,10 @@ from pipelines import launch
 
 def main(args: argparse.Namespace) -> int:
     def build(root: Any, run: Run) -> None:
-        if not args.run_dir and 'Dataflow' in ' '.join(args.beam):
-            raise ValueError('--run_dir is missing: remote workers need one in a bucket, gs://...')
+        run.resources.check_reachable('--output', args.output)
+        if not run.dry_run:
+            folder = args.output.rpartition('/')[0] or '.'
+            storage.check_writable('the folder of --output', folder)
         evaluation = Evaluation(
             segmentation=Volume.open(args.segmentation).spec,
             truth=Volume.open(args.truth).spec,
@@ -64,7 +66,9 @@ def show(output: str) -> None:
     if scores['voxel_size_nm'] is None:
         print('no run length: neither volume knows its voxel size; give --voxel_size_nm Z,Y,X')
     print(f'scored {scores["truth_voxels"]:,} voxels of box {scores["start"]} + {scores["shape"]}')
-    print(f'wrote {output}')
+    stem = output.removesuffix('.json')
+    print(f'wrote {output}, {stem}.png (the worst errors), {stem}_truths.parquet, '
+          f'{stem}_segments.parquet')  # fmt: skip
 
 
 def flags() -> argparse.ArgumentParser:

@@ -19,6 +19,8 @@ from apache_beam.options.pipeline_options import (
     SetupOptions,
     StandardOptions,
 )
+from google.api_core.exceptions import GoogleAPIError
+from google.auth.exceptions import GoogleAuthError
 
 from h01_beam import storage, worker
 from h01_beam.progress import LedgerProgress, count_done
@@ -102,15 +104,20 @@ def execute(
     """
     try:
         options = beam_options(args.beam)
-        run = Run(run_dir, _resources(args, options), dry_run=args.dry_run)
+        resources = _resources(args, options)
+        # All of it without a trace first: a later stage that is refused must not find that an
+        # earlier one has already remade its outputs.
+        rehearsal = Run(run_dir, resources, dry_run=True)
+        build(beam.Pipeline(runner='DirectRunner'), rehearsal)
+        if args.dry_run:
+            print(describe_plan(rehearsal))
+            return 0
+        run = Run(run_dir, resources)
         pipeline = beam.Pipeline(options=options)
         build(pipeline, run)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, GoogleAPIError, GoogleAuthError) as error:
         print(f'error: {error}', file=sys.stderr)
         return BAD_INPUT
-    if args.dry_run:
-        print(describe_plan(run))
-        return 0
     try:
         worker.prepare_launch()
         with LedgerProgress(run.plans):
@@ -120,7 +127,8 @@ def execute(
     except Exception as error:
         logging.debug('pipeline failed', exc_info=True)
         print(f'error: {_root_cause(error)}', file=sys.stderr)
-        print('Finished blocks are kept: give the same command to go on.', file=sys.stderr)
+        if args.run_dir:
+            print('Finished blocks are kept: give the same command to go on.', file=sys.stderr)
         return FAILED
     if finish and not _is_template(args.beam):
         finish(run)
@@ -158,7 +166,7 @@ def describe_plan(run: Run) -> str:
     """The plan as a table: blocks done and left, bytes, memory per worker."""
     lines = [f'{"stage":<28}{"blocks":>10}{"done":>10}{"reads":>12}{"writes":>12}{"memory":>12}']
     for plan in run.plans:
-        done = count_done(plan, float('inf')) if plan.resumes else 0
+        done = 0 if plan.since is None else count_done(plan, plan.since)
         lines.append(
             f'{plan.name:<28}{plan.blocks:>10,}{done:>10,}{_gib(plan.read_bytes):>12}'
             f'{_gib(plan.write_bytes):>12}{_gib(plan.memory_bytes):>12}'
@@ -175,9 +183,11 @@ def read_report(run: Run) -> dict[str, Any]:
 
 
 def _resources(args: argparse.Namespace, options: PipelineOptions) -> Resources:
-    if options.view_as(StandardOptions).runner == 'DirectRunner':
+    runner = options.view_as(StandardOptions).runner
+    if runner == 'DirectRunner':
         return Resources.local(options.view_as(DirectOptions).direct_num_workers)
-    return Resources(1, int((args.worker_memory_gib or 16) * 2**30))
+    memory = int((args.worker_memory_gib or 16) * 2**30)
+    return Resources(1, memory, shares_disk=runner != 'DataflowRunner')
 
 
 def _not_beam_chatter(record: Any) -> bool:

@@ -115,7 +115,7 @@ def test_one_of_several_arrays(tmp_path):
         volume = Volume.open(f'{tmp_path}/{name}:{argument}')
         np.testing.assert_array_equal(volume.read(volume.bounds), WIDE)
     for name, choices in (('em.npz', 'image, labels'), ('em.h5', 'volumes/image, volumes/labels')):
-        with pytest.raises(ValueError, match=f'holds 2 data sets: choose one of {choices} with'):
+        with pytest.raises(ValueError, match=f'holds 2 data sets: choose one of {choices} as '):
             Volume.open(f'{tmp_path}/{name}')
     for name in ('em.npz|npz', 'em.h5|hdf5'):
         with pytest.raises(ValueError, match="has no data set 'raw': choose one of .*--dataset"):

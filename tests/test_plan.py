@@ -6,7 +6,7 @@ import pytest
 
 from h01_beam.geometry import BlockGrid, CoreBox
 from h01_beam.plan import PROCESS_BYTES, Read, Write, plan_stage
-from h01_beam.run import Resources, Run, StageRecord, write_provenance
+from h01_beam.run import Provenance, Resources, Run, StageRecord
 from h01_beam.volume import Volume, VolumeSpec
 from tests.arrays import box
 
@@ -46,13 +46,23 @@ def test_what_a_stage_would_cost(run):
     assert plan.blocks == 8
     assert plan.read_bytes == 8 * read and plan.write_bytes == 8 * 8 * core
     assert plan.memory_bytes == PROCESS_BYTES + 10 + 3 * (read + 8 * core + 1000)
-    assert not plan.resumes
+    assert plan.since is None
 
 
-def test_a_stage_resumes_under_the_same_config(run):
-    for config, resumes in (('other', False), ('config', True)):
-        StageRecord(grid=GRID, generation=1, config=config).write(run.ledger('stage'))
-        assert make_plan(run).resumes is resumes
+def test_a_stage_resumes_where_nothing_differs(run, tmp_path):
+    record = StageRecord(grid=GRID, generation=1, config='config', since=12.0)
+    labels = dataclasses.replace(LABELS, uri=f'{tmp_path}/labels|zarr3:')
+
+    def since(**changes):
+        dataclasses.replace(record, **changes).write(run.ledger('stage'))
+        return make_plan(run, write=labels).since
+
+    assert since() is None  # The output is not there.
+    Provenance(run.ledger('stage'), 1).write(labels)
+    Volume.create(labels)
+    assert since() == 12.0
+    assert since(config='other') is None
+    assert since(grid=dataclasses.replace(GRID, halo=(0, 0, 0))) is None
 
 
 @pytest.mark.parametrize(
@@ -133,10 +143,38 @@ def test_a_level_may_be_made_from_the_one_below(run):
 
 def test_a_volume_that_no_run_made_is_not_replaced(run, tmp_path):
     mine = dataclasses.replace(LABELS, uri=f'{tmp_path}/labels|zarr3:')
-    Volume.create(dataclasses.replace(mine, chunk=(8, 8, 8)))
-    with pytest.raises(ValueError, match='which no run made .* choose another output, or delete'):
-        make_plan(run, write=mine)
-    # The same volume is kept, and one that a run made may be made anew.
-    make_plan(run, write=dataclasses.replace(mine, chunk=(8, 8, 8)))
-    write_provenance(mine, run.ledger('stage'))
+    Volume.create(mine)
+    for chunk in ((8, 8, 8), mine.chunk):  # Neither made anew nor overwritten.
+        with pytest.raises(ValueError, match='which no run made .* choose another output, or del'):
+            make_plan(run, write=dataclasses.replace(mine, chunk=chunk))
+    # One that a run made may be made anew.
+    Provenance(run.ledger('stage'), 1).write(mine)
     make_plan(run, write=mine)
+
+
+def test_what_cannot_be_opened_is_not_replaced_either(run, tmp_path):
+    (tmp_path / 'em.zarr/0').mkdir(parents=True)
+    (tmp_path / 'em.zarr/0/.zarray').write_text('{}')  # OME-Zarr 0.4
+    with pytest.raises(ValueError, match='which no run made'):
+        make_plan(run, write=dataclasses.replace(LABELS, uri=f'{tmp_path}/em.zarr|zarr3:'))
+
+
+def test_what_cannot_be_made_is_refused(run):
+    with pytest.raises(ValueError, match='encoding gzip must be one of'):
+        make_plan(run, write=dataclasses.replace(LABELS, encoding='gzip'))
+    with pytest.raises(ValueError, match='must be chunk .* times powers of 2'):
+        sharded = dataclasses.replace(
+            IMAGE, uri='/a/out|neuroglancer-precomputed:', shard=(48, 64, 128)
+        )
+        grid = dataclasses.replace(GRID, block_shape=(48, 64, 128))
+        make_plan(run, write=sharded, grid=grid)
+
+
+def test_remote_workers_need_everything_in_a_bucket(run):
+    remote = Run('gs://b/run', Resources(1, 2**33, shares_disk=False), dry_run=True)
+    with pytest.raises(
+        ValueError, match=r"stage stage: 'image' is '/a/image': must be in a bucket"
+    ):
+        make_plan(remote)
+    with pytest.raises(ValueError, match="run_dir is '/run': must be in a bucket"):
+        Run('/run', remote.resources, dry_run=True)

@@ -15,7 +15,7 @@ MARKER = Marker(key='k', digest='d', rows=0, seconds=0)
 def plan(tmp_path):
     return StagePlan(
         name='flood', blocks=3, read_bytes=0, write_bytes=0, memory_bytes=0,
-        ledger=Ledger(f'{tmp_path}/ledger'), resumes=True,
+        ledger=Ledger(f'{tmp_path}/ledger'), since=0.0,
     )  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def changed(plan, **values):
     return StagePlan(**{**vars(plan), **values})
 
 
-def test_all_markers_count_when_a_stage_resumes(plan):
+def test_markers_count_when_a_stage_resumes(plan):
     assert count_done(plan, 0) == 0
     for x in range(5):
         plan.ledger.write((0, 0, x), MARKER)
@@ -35,7 +35,8 @@ def test_only_new_markers_count_after_a_change(plan):
     for x in range(3):
         plan.ledger.write((0, 0, x), MARKER)
     os.utime(f'{plan.ledger.path}/blocks/0/0_1.json', (since - 1, since - 1))
-    assert count_done(changed(plan, resumes=False), since) == 2
+    assert count_done(changed(plan, since=None), since) == 2
+    assert count_done(changed(plan, since=since), 0) == 2
     assert count_done(plan, since) == 3
 
 
@@ -57,7 +58,7 @@ def test_a_bar_for_every_stage(plan, capfd):
 
 
 def test_a_ledger_that_cannot_be_read_ends_no_run(plan, monkeypatch, capfd):
-    def fail(ledger):
+    def fail(ledger, since):
         raise OSError('the network is down')
 
     monkeypatch.setattr(Ledger, 'markers_written', fail)

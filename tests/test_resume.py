@@ -9,19 +9,23 @@ import shutil
 import numpy as np
 import pytest
 
+from h01_beam import storage
 from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid
 from h01_beam.run import Ledger
+from h01_beam.tables import from_parquet, length
 from h01_beam.volume import Volume
 from tests.arrays import box, read_all, run_pipeline, tree_bytes
 from tests.blocks import (
     BLOCK,
+    ROWS,
     Mean,
     UntilPoisoned,
     chunks,
     counts,
     grid_of,
     map_blocks,
+    mean_with_rows,
     noisy_image,
     summary_of,
     target,
@@ -80,14 +84,21 @@ def finished_chain(tmp_path_factory):
 
 @pytest.fixture
 def chained(finished_chain, tmp_path):
-    """A folder with a finished chain, and its source."""
+    """A folder with a copy of a finished chain (and of its source), and the source."""
     folder = tmp_path / 'copy'
     shutil.copytree(finished_chain, folder)
-    return folder, Volume.open(f'{folder}/em').spec
+    return folder, Volume.open(f'{finished_chain}/em').spec
 
 
 def test_nothing_runs_again_even_in_another_place(chained):
     assert chain(*chained) == [0, 0, 0, 0]
+
+
+def test_another_image_with_the_same_metadata_is_another_image(chained):
+    """Foreign volumes have no digests: what stands elsewhere may be something else."""
+    folder, _ = chained
+    copied = Volume.open(f'{folder}/em').spec
+    assert chain(folder, copied) == [27, 0, 0, 27]  # The same voxels, after all.
 
 
 def test_a_parameter_re_runs_what_depends_on_it_and_nothing_else(chained):
@@ -127,7 +138,9 @@ def test_a_deleted_volume_is_made_again(chained):
     shutil.rmtree(folder / 'run/volumes/v1')
     # The same blocks come out, so that what reads them need not run.
     assert chain(folder, source) == [0, 27, 0, 0]
-    assert tree_bytes(folder / 'run/volumes') == before
+    after = tree_bytes(folder / 'run/volumes')
+    assert after.keys() == before.keys()
+    assert [path for path in after if after[path] != before[path]] == ['v1/provenance_0.json']
 
 
 def test_reading_what_has_not_finished_is_an_error(chained):
@@ -164,6 +177,40 @@ def test_a_crash_while_a_volume_is_made_anew_loses_nothing(tmp_path, source, mon
     monkeypatch.undo()
     assert counts(map_blocks(tmp_path / 'run', source, output)) == (27, 27, 0)
     np.testing.assert_array_equal(read_all(output.uri), Mean()(read_all(source.uri)))
+
+
+def test_what_another_run_wrote_since_is_not_taken_for_finished(tmp_path, source):
+    output = target(tmp_path / 'out', source)
+    for run_dir, offset in (('a', 0), ('b', 7), ('a', 0)):
+        summary = map_blocks(tmp_path / run_dir, source, output, Mean(offset))
+        assert counts(summary) == (27, 27, 0)
+        np.testing.assert_array_equal(read_all(output.uri), Mean(offset)(read_all(source.uri)))
+    assert counts(map_blocks(tmp_path / 'a', source, output, Mean())) == (27, 0, 27)
+
+
+def test_a_run_that_goes_on_to_another_output_and_back_leaves_no_gap(tmp_path, source):
+    first, second = target(tmp_path / 'one', source), target(tmp_path / 'two', source)
+    (tmp_path / 'poison').write_text('')
+    function = UntilPoisoned(str(tmp_path / 'poison'))
+    with pytest.raises(Exception, match='a cosmic ray'):
+        map_blocks(tmp_path / 'run', source, first, function)
+    (tmp_path / 'poison').unlink()
+    for output in (second, first):
+        map_blocks(tmp_path / 'run', source, output, function)
+        np.testing.assert_array_equal(read_all(output.uri), Mean()(read_all(source.uri)))
+
+
+def test_rows_of_blocks_that_are_no_more_are_deleted(tmp_path, source):
+    output = target(tmp_path / 'out', source)
+    values = {'table_writes': {'rows': ROWS}}
+    map_blocks(tmp_path / 'run', source, output, mean_with_rows, **values)
+    part = BlockGrid(box((3, 5, 7), (8, 21, 35)), BLOCK, (2, 2, 2))
+    map_blocks(tmp_path / 'run', source, output, mean_with_rows, grid=part, **values)
+    tables = f'{tmp_path}/run/tables/rows'
+    assert len(list(storage.list_files(f'{tables}/parts'))) == 18
+    joined = from_parquet(storage.read_bytes(f'{tables}/000000.parquet'))
+    image = read_all(source.uri)[:8]
+    assert 0 < length(joined) == (image > 250).sum()
 
 
 def test_new_sections_leave_finished_blocks_alone(tmp_path, source):

@@ -10,12 +10,12 @@ from h01_beam.geometry import BlockGrid, BoundingBox
 from h01_beam.run import (
     Ledger,
     Marker,
+    Provenance,
     Resources,
     Run,
     StageRecord,
     Upstream,
     UpstreamError,
-    write_provenance,
 )
 from h01_beam.volume import Volume
 from tests.arrays import box, create
@@ -109,7 +109,7 @@ def test_foreign_volumes_are_known_by_their_fingerprint(tmp_path):
 
 def test_a_box_depends_on_the_blocks_that_it_touches(tmp_path, run):
     volume = create(tmp_path / 'em')
-    write_provenance(volume.spec, run.ledger('stage'))
+    Provenance(run.ledger('stage'), 1).write(volume.spec)
     finish(run.ledger('stage'), GRID)
     upstream = Upstream(volume)
     for part in (box((3, 5, 7), (1, 1, 1)), box((6, 12, 22), (2, 2, 2)), volume.bounds):
@@ -124,7 +124,7 @@ def test_blocks_may_lie_otherwise_in_the_volume_than_in_their_grid(tmp_path, run
     where = BlockGrid(
         BoundingBox((0, 0, 0), (z * shape[0], y * shape[1], x * shape[2])), shape, (0, 0, 0)
     )
-    write_provenance(volume.spec, run.ledger('stage'), where)
+    Provenance(run.ledger('stage'), 1, where).write(volume.spec)
     finish(run.ledger('stage'), GRID)
     for index in ((0, 0, 0), (1, 0, 1)):
         digests = Upstream(volume).digests(where[index].core)
@@ -134,7 +134,7 @@ def test_blocks_may_lie_otherwise_in_the_volume_than_in_their_grid(tmp_path, run
 def test_unfinished_blocks_are_an_error(tmp_path, run):
     volume = create(tmp_path / 'em')
     ledger = run.ledger('stage')
-    write_provenance(volume.spec, ledger)
+    Provenance(ledger, 1).write(volume.spec)
     finish(ledger, GRID)
     os.remove(f'{ledger.path}/blocks/1/0_0.json')
     upstream = Upstream(volume)
@@ -147,7 +147,7 @@ def test_unfinished_blocks_are_an_error(tmp_path, run):
 def test_runs_may_be_moved(tmp_path, driver):
     run = Run(str(tmp_path / 'run'), Resources(1, 1))
     volume = create(tmp_path / 'run/volumes/em', driver)
-    write_provenance(volume.spec, run.ledger('stage'))
+    Provenance(run.ledger('stage'), 1).write(volume.spec)
     finish(run.ledger('stage'), GRID)
     os.rename(tmp_path / 'run', tmp_path / 'moved')
     moved = Volume.open(f'{tmp_path}/moved/volumes/em')
@@ -156,7 +156,7 @@ def test_runs_may_be_moved(tmp_path, driver):
 
 def test_volumes_without_their_ledger_are_foreign(tmp_path, run):
     volume = create(tmp_path / 'em')
-    write_provenance(volume.spec, run.ledger('gone'))
+    Provenance(run.ledger('gone'), 1).write(volume.spec)
     assert Upstream(volume).digests(volume.bounds) == [volume.fingerprint]
 
 
@@ -168,7 +168,7 @@ def test_volume_and_run_may_lie_in_different_places(tmp_path, gcs_bucket, run, m
     for volume in (local, remote):
         for ledger in (run.ledger('stage'), remote_run.ledger('stage')):
             monkeypatch.chdir(tmp_path)
-            write_provenance(volume.spec, ledger)
+            Provenance(ledger, 1).write(volume.spec)
             finish(ledger, BlockGrid(GRID.bounds, (8, 24, 48)))
             monkeypatch.chdir(other_folder)
             assert Upstream(volume).digests(box((3, 5, 7), (1, 1, 1))) == ['0_0_0']

@@ -48,13 +48,13 @@ def test_a_whole_bucket_is_listed(gcs_bucket):
 
 
 def test_writable_folders_are_left_clean(folder):
-    storage.check_writable(folder)
+    storage.check_writable('run_dir', folder)
     assert list(storage.list_files(folder)) == []
 
 
 def test_a_bucket_that_is_not_there(gcs_bucket):
     with pytest.raises(PermissionError, match=r'run_dir is .*cannot write there.*choose a folder'):
-        storage.check_writable('gs://no-such-bucket-anywhere/run')
+        storage.check_writable('run_dir', 'gs://no-such-bucket-anywhere/run')
     with pytest.raises(FileNotFoundError):
         storage.read_bytes('gs://no-such-bucket-anywhere/x')
 
@@ -62,7 +62,7 @@ def test_a_bucket_that_is_not_there(gcs_bucket):
 def test_a_folder_below_a_file_is_not_writable(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(PermissionError, match=r'run_dir is .*cannot write there'):
-        storage.check_writable(str(tmp_path / 'file' / 'run'))
+        storage.check_writable('run_dir', str(tmp_path / 'file' / 'run'))
 
 
 def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):

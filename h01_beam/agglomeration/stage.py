@@ -18,10 +18,11 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from h01_beam import config as config_lib
 from h01_beam import storage, tables, worker
-from h01_beam.agglomeration.components import ConnectedComponents
+from h01_beam.agglomeration.components import BYTES_PER_ROW, ConnectedComponents
 from h01_beam.blockwise import RANGE, expand_range
-from h01_beam.finish import StageSummary
+from h01_beam.finish import StageSummary, forget_blocks
 from h01_beam.geometry import BlockGrid
+from h01_beam.plan import PROCESS_BYTES, check_memory
 from h01_beam.run import Ledger, Run, StagePlan, StageRecord
 
 # Rows of one element of the edge PCollection, at least (but for the last of a bundle).
@@ -53,9 +54,11 @@ class AssignSegments(beam.PTransform):
         self._shard_rows = shard_rows
         self._run = run
         self._files = _Files(run.path, grid, local_bits)
+        memory = PROCESS_BYTES + BYTES_PER_ROW * shard_rows
+        check_memory('components', memory, f'shards of {shard_rows:,} rows', run.resources)
         plan = StagePlan(
-            name='components', blocks=0, read_bytes=0, write_bytes=0, resumes=False,
-            memory_bytes=200 * shard_rows, ledger=run.ledger('components'),
+            name='components', blocks=0, read_bytes=0, write_bytes=0, since=None,
+            memory_bytes=memory, ledger=run.ledger('components'),
         )  # fmt: skip
         run.plans.append(plan)
 
@@ -63,6 +66,9 @@ class AssignSegments(beam.PTransform):
         root = records.pipeline
         if not self._run.dry_run:
             ledger = self._run.ledger('components')
+            previous = StageRecord.read(ledger)
+            if previous and previous.grid.shape != self._grid.shape:
+                forget_blocks(self._run, 'segment_of', previous.grid, self._grid)
             StageRecord(grid=self._grid, generation=1, config='').write(ledger)
         state = (
             records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,6 +93,13 @@ class Evaluation:
             if (spec := getattr(self, name)).voxel_size_nm is not None
         }
         if self.voxel_size_nm is not None:
+            if len(self.voxel_size_nm) != 3 or not all(
+                0 < v < math.inf for v in self.voxel_size_nm
+            ):
+                raise ValueError(
+                    f'--voxel_size_nm is {self.voxel_size_nm}: must be three positive lengths in '
+                    'nm, z, y, x'
+                )
             sizes['--voxel_size_nm'] = self.voxel_size_nm
         first, *others = [*sizes.items()] or [('', None)]
         for name, size in others:

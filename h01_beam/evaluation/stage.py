@@ -40,7 +40,7 @@ from h01_beam.morphology.extents import EXTENTS, Extents, measure_extents, merge
 from h01_beam.morphology.skeletons import Skeletons
 from h01_beam.morphology.stage import SampleNodes, SkeletonizeObjects
 from h01_beam.plan import BlockResult
-from h01_beam.run import Run
+from h01_beam.run import Run, part_of_table
 from h01_beam.volume import Volume, VolumeSpec
 
 
@@ -65,8 +65,6 @@ def build_evaluate(
         run=run,
         reads={'segmentation': evaluation.segmentation, 'truth': evaluation.truth},
         table_writes={'overlaps': OVERLAPS, 'truth_extents': EXTENTS},
-        # Volumes without a ledger are known by their metadata alone, which two may share.
-        config=[evaluation.segmentation.uri, evaluation.truth.uri],
         after=after,
     )
     blocks = records | 'Index' >> beam.Map(lambda record, grid: grid.index(record['index']), grid)
@@ -381,10 +379,7 @@ def _cut_crops(
 
 
 def _read_part(table: str, index: Triple) -> tables.Columns:
-    z, y, x = index
-    return tables.from_parquet(
-        storage.read_bytes(storage.join(table, 'parts', str(z), f'{y}_{x}.parquet'))
-    )
+    return tables.from_parquet(storage.read_bytes(part_of_table(table, index)))
 
 
 def _stem(evaluation: Evaluation) -> str:

@@ -19,7 +19,8 @@ from h01_beam.geometry import Block
 from h01_beam.run import Marker, Run, StageRecord
 from h01_beam.volume import Kind, Volume, VoxelSize
 
-# Keys of a manifest's config that hold the URI of a volume to look at, in the order of layers.
+# Keys of a manifest's config that hold a volume to look at, in the order of layers: its URI, or
+# its specification.
 VOLUME_KEYS = ('image', 'volume', 'output', 'segmentation', 'truth')
 LABEL_KEYS = ('segmentation', 'truth')
 
@@ -75,12 +76,16 @@ class FinishedRun:
     def layers(self) -> list[Layer]:
         """The volumes of the run that people want to see: its inputs, then its result."""
         config = self.manifest['config']
-        found = [
-            Layer(name=key, uri=config[key], kind='segmentation' if key in LABEL_KEYS else None)
-            for key in VOLUME_KEYS
-            if isinstance(config.get(key), str)
-        ]
-        if self.manifest['job'] == 'segmentation':
+        job = self.manifest['job']
+        found = []
+        for key in VOLUME_KEYS:
+            volume = config.get(key)
+            uri = volume['uri'] if isinstance(volume, dict) else volume
+            # The output of an evaluation is no volume.
+            if uri and not (key == 'output' and job != 'ingest'):
+                kind: Kind | None = 'segmentation' if key in LABEL_KEYS else None
+                found.append(Layer(name=key, uri=uri, kind=kind))
+        if job == 'segmentation':
             found.append(Layer(name='segmentation', uri=self.segmentation_uri, kind='segmentation'))
         return found
 

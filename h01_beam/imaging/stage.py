@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,8 @@ from h01_beam.geometry import BlockGrid, CoreBox
 from h01_beam.imaging.downsample import DownsampleBlock, DownsampleConfig, pyramid_specs
 from h01_beam.imaging.ingest import ConvertBlock, IngestConfig, block_shape, output_spec
 from h01_beam.plan import Read
-from h01_beam.run import Run
-from h01_beam.volume import VolumeSpec
+from h01_beam.run import Provenance, Run
+from h01_beam.volume import Volume, VolumeSpec, VolumeUri
 
 
 def build_downsample(
@@ -58,7 +59,18 @@ def build_downsample(
             )
         )
         below = spec
+    if not run.dry_run:
+        _drop_levels_above(below)
     return done
+
+
+def _drop_levels_above(spec: VolumeSpec) -> None:
+    """Levels of an earlier, taller pyramid would show what is no longer there."""
+    parsed = VolumeUri.parse(spec.uri)
+    above = dataclasses.replace(spec, uri=str(dataclasses.replace(parsed, mip=parsed.mip + 1)))
+    # Only what a run made: a volume that came with its own pyramid keeps it.
+    if Volume.is_occupied(above) and Provenance.read(above) is not None:
+        Volume.drop_level(above.uri)
 
 
 def build_ingest(

@@ -82,8 +82,7 @@ class Canvas:
         self._pad_logit = np.float32(_logit(config.pad_value))
         self._move_logit = _logit(config.move_threshold)
         self._segment_logit = _logit(config.segment_threshold)
-        self._image_mean = np.float32(config.image_mean)
-        self._image_stddev = np.float32(config.image_stddev)
+        self._image_mean, self._image_stddev = map(np.float32, config.grey_levels)
         self._find_moves = FaceMaxima(fov_shape, deltas, self._move_logit)
         # Filled anew at every step.
         self._image_fov = np.empty(fov_shape, np.float32)

@@ -22,8 +22,8 @@ class GridConfig:
 
     Attributes:
       block_shape: zyx core; a multiple of the chunk on every axis that has several blocks.
-      halo: zyx; half of the overlap of two neighbours. Objects are followed into it, and what
-        lies in it is discarded after the ids of neighbours were matched.
+      halo: zyx; half of the overlap of two neighbours. Objects are followed into it; what lies in
+        it serves to match the ids of neighbours and to fill what they left blank.
     """
 
     block_shape: Triple
@@ -40,11 +40,12 @@ class BoxConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """How the network is run; only `precision` changes results.
+    """How the network is run; only `precision` and `batch_size` change results.
 
     Attributes:
       precision: 'float32', or 'bfloat16' where the processor has it.
-      batch_size: FOVs per call of the network; the shape is fixed and padded.
+      batch_size: FOVs per call of the network; the shape is fixed and padded. Networks of another
+        batch shape round otherwise.
       canvases: blocks that one worker process floods at once.
       threads: of one worker process, for the network; DirectRunner has one process per core.
     """
@@ -78,6 +79,10 @@ class ReconcileConfig:
     match: MatchConfig = dataclasses.field(default_factory=MatchConfig)
     fill: bool = True
     shard_rows: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        if self.shard_rows < 2:
+            raise ValueError(f'reconcile.shard_rows is {self.shard_rows}: must be at least 2')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

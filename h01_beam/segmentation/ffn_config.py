@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from h01_beam.model_file import ModelCard
 from h01_beam.segmentation import seeds
+
+# The grey levels of the published networks.
+PUBLISHED_MEAN, PUBLISHED_STDDEV = 128.0, 33.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +32,9 @@ class FfnConfig:
         found disconnected stays so, which prevents mergers. None switches the rule off. The
         published sample leaves it unset, which its protocol buffer reads as 0; with 0 the
         published FIB-25 objects are reproduced to the voxel.
-      image_mean: grey level shown to the network as 0.
-      image_stddev: grey levels shown to the network as 1.
+      image_mean: grey level shown to the network as 0. None: the one in the model's card; without
+        a card the published 128.
+      image_stddev: grey levels shown to the network as 1. None: likewise; the published 33.
       seed_policy: 'peaks' (far from edges in 3-d), 'peaks_2d' (far from edges in each section)
         or 'grid_3d'.
       seed_voxel_size_nm: zyx; `peaks` measures distances in it. None: in voxels, as published.
@@ -42,13 +47,36 @@ class FfnConfig:
     min_boundary_dist: tuple[int, int, int] = (1, 1, 1)
     min_segment_size: int = 1000
     disco_seed_threshold: float | None = 0.0
-    image_mean: float = 128.0
-    image_stddev: float = 33.0
+    image_mean: float | None = None
+    image_stddev: float | None = None
     seed_policy: str = 'peaks'
     seed_voxel_size_nm: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         self.validate()
+
+    def for_model(self, card: ModelCard) -> FfnConfig:
+        """These settings with the model's grey levels.
+
+        Raises:
+          ValueError: they contradict the ones given here.
+        """
+        for name in ('image_mean', 'image_stddev'):
+            given, trained = getattr(self, name), getattr(card, name)
+            if given is not None and given != trained:
+                raise ValueError(
+                    f'ffn.{name} is {given}, but the card of the model {card.name!r} says '
+                    f'{trained}: must be what the model was trained with; leave it out, or '
+                    f'convert the model again with --{name}'
+                )
+        return dataclasses.replace(self, image_mean=card.image_mean, image_stddev=card.image_stddev)
+
+    @property
+    def grey_levels(self) -> tuple[float, float]:
+        """Mean and standard deviation by which the image is normalized."""
+        mean = PUBLISHED_MEAN if self.image_mean is None else self.image_mean
+        stddev = PUBLISHED_STDDEV if self.image_stddev is None else self.image_stddev
+        return mean, stddev
 
     def validate(self) -> None:
         """Refuses values that cannot work.
@@ -68,12 +96,13 @@ class FfnConfig:
                 f'ffn.min_segment_size is {self.min_segment_size!r}: must be a whole number of '
                 'voxels, at least 1; 1 keeps every object'
             )
-        if not math.isfinite(self.image_mean):
+        mean, stddev = self.grey_levels
+        if not math.isfinite(mean):
             raise ValueError(
                 f'ffn.image_mean is {self.image_mean!r}: must be the finite grey level that the '
                 'model was trained with'
             )
-        if not (math.isfinite(self.image_stddev) and self.image_stddev > 0):
+        if not (math.isfinite(stddev) and stddev > 0):
             raise ValueError(
                 f'ffn.image_stddev is {self.image_stddev!r}: must be positive and finite; use '
                 'the value that the model was trained with'

@@ -46,6 +46,7 @@ def build_segment(root: Any, config: SegmentConfig, run: Run) -> VolumeSpec:
     """
     image = Volume.open(config.image).spec
     model = ModelRef.resolve(config.model)
+    run.resources.check_reachable('model', config.model)
     grid = make_grid(config, image, model.card)
     labels = VolumeSpec(
         uri=run.volume_uri('segmentation'),
@@ -110,6 +111,7 @@ def _flood(
     block_labels: VolumeSpec,
     run: Run,
 ) -> MapBlocks:
+    ffn = config.ffn.for_model(model.card)
     reads = {'image': Read(image, ReadBox())}
     if config.mask:
         mask = Volume.open(config.mask).spec
@@ -119,13 +121,14 @@ def _flood(
             )
         reads['mask'] = Read(mask, ReadBox())
     return MapBlocks(
-        FloodBlock(model, config.ffn, config.inference, slots),
+        FloodBlock(model, ffn, config.inference, slots),
         stage='flood',
         reads=reads,
         writes={'block_labels': Write(block_labels, SlotBox(slots), slots.as_grid)},
         table_writes={'objects': tables.OBJECTS},
         grid=slots.grid,
-        config=[config.ffn, config.inference.precision],
+        # A block lies in its slot behind a halo, which its read box does not tell where it clips.
+        config=[ffn, config.inference.precision, config.inference.batch_size, slots.grid.halo],
         model_hash=model.sha256,
         concurrency=config.inference.canvases,
         run=run,

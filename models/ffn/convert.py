@@ -278,7 +278,8 @@ def main(args: argparse.Namespace) -> None:
             image_stddev=args.image_stddev,
         )
     except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
     card = ref.card
     print(
         f'wrote {ref.uri}: depth {card.depth}, {card.features} features, field of view '

@@ -195,3 +195,12 @@ def test_the_script_says_what_is_wrong(repository, tmp_path):
     assert 'there is no such file' in result.stderr
     assert 'Traceback' not in result.stderr
     assert not (tmp_path / 'scores.json').exists()
+
+
+@pytest.mark.parametrize('size', [(10.0, 10.0), (0.0, 10.0, 10.0), (10.0, 10.0, float('inf'))])
+def test_impossible_voxel_sizes_are_refused(tmp_path, size):
+    spec = write_volume(tmp_path / 'labels', make_labels()[0])
+    with pytest.raises(ValueError, match='--voxel_size_nm is .* must be three positive lengths'):
+        Evaluation(
+            segmentation=spec, truth=spec, output='scores.json', voxel_size_nm=size
+        )  # fmt: skip

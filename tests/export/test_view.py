@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from h01_beam.evaluation.config import Evaluation
 from h01_beam.export.view import grey_range, open_layers, serve_layers
 from h01_beam.run import Resources, Run
 from h01_beam.volume import Volume, VolumeSpec
@@ -82,6 +83,17 @@ def test_other_jobs_show_the_volume_they_made(tmp_path, job, key):
     uri = make_volume(f'{tmp_path}/em|neuroglancer-precomputed:')
     run = make_run(tmp_path / 'run', job, {'input': '/gone.h5', key: uri})
     assert described(open_layers(run.path)) == [(key, 'image')]
+
+
+def test_an_evaluation_shows_what_it_compared(tmp_path):
+    labels = make_volume(f'{tmp_path}/labels|neuroglancer-precomputed:', 'segmentation', 'uint64')
+    spec = Volume.open(labels).spec
+    config = Evaluation(segmentation=spec, truth=spec, output=f'{tmp_path}/scores.json')
+    run = make_run(tmp_path / 'run', 'evaluate', config)
+    assert described(open_layers(run.path)) == [
+        ('segmentation', 'segmentation'),
+        ('truth', 'segmentation'),
+    ]
 
 
 def test_what_is_not_there_is_named(tmp_path):

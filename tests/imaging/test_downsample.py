@@ -162,3 +162,14 @@ def test_more_levels_keep_those_that_are_there(tmp_path):
     ]
     assert ran[0] == 0 and ran[1] > 0
     assert Volume.open(f'{tmp_path}/em|neuroglancer-precomputed:?mip=2').spec.mip == 2
+
+
+@pytest.mark.parametrize('driver', ['neuroglancer-precomputed', 'zarr3'])
+def test_fewer_levels_leave_no_old_ones(tmp_path, driver):
+    volume = create(tmp_path / 'em', driver)
+    for levels in (3, 1):
+        make_pyramid(tmp_path, volume.spec, levels=levels)
+        for mip in range(levels + 1):
+            Volume.open(f'{tmp_path}/em|{driver}:?mip={mip}')
+        with pytest.raises(FileNotFoundError, match='there is no mip'):
+            Volume.open(f'{tmp_path}/em|{driver}:?mip={levels + 1}')

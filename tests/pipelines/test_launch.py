@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 
 import pytest
@@ -14,8 +15,9 @@ from apache_beam.options.pipeline_options import (
 
 from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid
+from h01_beam.volume import Volume
 from pipelines import launch
-from tests.arrays import create
+from tests.arrays import create, tree_bytes
 
 
 def test_one_worker_process_per_core():
@@ -120,14 +122,10 @@ def execute(tmp_path, function, *flags, finish=None):
 
 
 def launch_source(tmp_path):
-    from h01_beam.volume import Volume
-
     return Volume.open(f'{tmp_path}/em').spec
 
 
 def target(source, tmp_path):
-    import dataclasses
-
     return dataclasses.replace(source, uri=f'{tmp_path}/out|neuroglancer-precomputed:')
 
 
@@ -163,9 +161,44 @@ def test_a_dry_run_prints_the_plan(tmp_path, capsys):
 def test_bad_input_ends_before_anything_starts(tmp_path, capsys):
     (tmp_path / 'file').write_text('')
     args = arguments(f'--run_dir={tmp_path}/file/run')
-    assert launch.execute(args, args.run_dir, lambda root, run: 1 / 0) == launch.BAD_INPUT
+    assert launch.execute(args, args.run_dir, lambda root, run: None) == launch.BAD_INPUT
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert error.startswith('error: run_dir is ') and 'cannot write there' in error
+
+
+def test_a_refused_stage_costs_no_earlier_stage_its_output(tmp_path, capsys):
+    """The first stage would make its output anew; the second is refused."""
+    assert execute(tmp_path, double) == 0
+    before = tree_bytes(tmp_path)
+    source = launch_source(tmp_path)
+    other = dataclasses.replace(target(source, tmp_path), chunk=(2, 8, 16))
+    misaligned = dataclasses.replace(source, uri=f'{tmp_path}/more|neuroglancer-precomputed:')
+
+    def build(root, run):
+        for name, spec, block_shape in (
+            ('double', other, (4, 8, 16)),
+            ('m', misaligned, (5, 8, 16)),
+        ):
+            root | MapBlocks(
+                double, stage=name, grid=BlockGrid(source.bounds, block_shape), run=run,
+                reads={'image': source}, writes={'out': spec},
+            )  # fmt: skip
+
+    args = arguments(f'--run_dir={tmp_path}/run')
+    assert launch.execute(args, args.run_dir, build) == launch.BAD_INPUT
+    assert 'two blocks would write one chunk' in capsys.readouterr().err
+    assert tree_bytes(tmp_path) == before
+
+
+def test_a_run_directory_of_another_job_is_left_alone(tmp_path, capsys):
+    assert execute(tmp_path, double) == 0
+    args = arguments(f'--run_dir={tmp_path}/run')
+
+    def build(root, run):
+        run.write_manifest('halve', {}, {})
+
+    assert launch.execute(args, args.run_dir, build) == launch.BAD_INPUT
+    assert "it holds a run of 'double'" in capsys.readouterr().err
 
 
 def test_memory_of_remote_workers():

@@ -28,7 +28,8 @@ def tissue(cells: int = 12, shape: tuple[int, int, int] = SHAPE) -> npt.NDArray[
 
 def predict(image_fov: Float32, logit_fov: Float32) -> Float32:
     """Claims what has the grey level of the centre, nothing if that is membrane."""
-    grey = np.rint(image_fov * CONFIG.image_stddev + CONFIG.image_mean)
+    mean, stddev = CONFIG.grey_levels
+    grey = np.rint(image_fov * stddev + mean)
     centre = grey[tuple(size // 2 for size in grey.shape)]
     offsets = np.indices(grey.shape) - np.reshape(grey.shape, (3, 1, 1, 1)) // 2
     # Surest near the centre, so that the field of view moves straight on.

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from h01_beam.model_file import ModelCard
 from h01_beam.segmentation import seeds
 from h01_beam.segmentation.canvas import COUNTERS, Canvas
 from h01_beam.segmentation.ffn import FfnConfig, flood_fill
@@ -27,7 +28,8 @@ def reference_flood_fill(image, predict, fov_shape, deltas, config, points):
     fov_shape, deltas = np.array(fov_shape), np.array(deltas)
     margin = fov_shape // 2
     threshold = logit(config.move_threshold)
-    normalized = (image.astype(np.float32) - config.image_mean) / np.float32(config.image_stddev)
+    mean, stddev = map(np.float32, config.grey_levels)
+    normalized = (image.astype(np.float32) - mean) / stddev
     labels = np.zeros(image.shape, int)
     objects, steps = [], 0
 
@@ -460,3 +462,15 @@ def test_published_objects_are_reproduced_to_the_voxel(shared_data, tmp_path):
         assert canvas.flood(seed) == steps
         painted = canvas.logits >= logit(FfnConfig().segment_threshold)
         np.testing.assert_array_equal(painted & (canvas.labels == 0), published == label)
+
+
+def test_grey_levels_are_those_of_the_model():
+    card = ModelCard(
+        name='net', fov_shape=(9, 33, 33), deltas=(2, 8, 8), depth=2, features=2,
+        image_mean=120.0, image_stddev=20.0,
+    )  # fmt: skip
+    assert FfnConfig().grey_levels == (128.0, 33.0)
+    assert FfnConfig().for_model(card).grey_levels == (120.0, 20.0)
+    assert FfnConfig(image_mean=120.0).for_model(card).grey_levels == (120.0, 20.0)
+    with pytest.raises(ValueError, match=r"ffn.image_stddev is 33.0, but .* 'net' says 20.0: must"):
+        FfnConfig(image_stddev=33.0).for_model(card)

@@ -200,6 +200,17 @@ def test_changed_parameter_reruns_what_depends_on_it_and_nothing_else(tissue, tm
     assert 0 < stages['relabel']['blocks_run'] <= 8
 
 
+def test_a_halo_that_only_moves_blocks_in_their_slots_floods_again(tissue, tmp_path) -> None:
+    """One block along x reads the same box with any halo, but lies elsewhere in its slot."""
+    results = []
+    for halo in (12, 16):
+        grid = GridConfig(block_shape=(20, 48, 112), halo=(8, 12, halo))
+        stages = _segment(_config(tissue, grid=grid), tmp_path)['stages']
+        assert stages['flood']['blocks_run'] == stages['flood']['blocks'] == 4
+        results.append(_read(tmp_path))
+    np.testing.assert_array_equal(*results)
+
+
 def test_part_of_the_volume(tissue, tmp_path) -> None:
     from h01_beam.segmentation.config import BoxConfig
 
