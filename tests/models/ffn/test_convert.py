@@ -188,7 +188,7 @@ def test_command_line_takes_xyz_and_writes_zyx(tmp_path, repository):
 @pytest.mark.parametrize(
     ('arguments', 'code', 'message'),
     [
-        (['--checkpoint', 'gone'], 1, "error: checkpoint is 'gone'"),
+        (['--checkpoint', 'gone'], 2, "error: checkpoint is 'gone'"),
         (['--checkpoint', 'gone', '--delta', '8,8,8'], 2, "flag 'delta'"),
     ],
 )
