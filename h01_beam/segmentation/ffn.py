@@ -63,7 +63,6 @@ def flood_fill(
     config: FfnConfig | None = None,
     mask: npt.NDArray[np.bool_] | None = None,
     seed_points: npt.NDArray[np.integer] | None = None,
-    core: tuple[slice, slice, slice] | None = None,
 ) -> FloodFill:
     """Segments an image object by object.
 
@@ -80,7 +79,6 @@ def flood_fill(
         reach into it by at most half a FOV. None: nowhere.
       seed_points: (n, 3) integer zyx voxels to start from, in this order, instead of the seed
         policy's; `seeds.reverse_origins` gives those of a second pass.
-      core: zyx slices; seeds in it come before those of the halo around it. None: one order.
 
     Returns:
       Labels, records and counters. A function of the arguments alone, if `predict` is one.
@@ -101,7 +99,7 @@ def flood_fill(
         seed_points = seeds.propose_seeds(
             image, config.seed_policy, mask=mask, voxel_size_nm=config.seed_voxel_size_nm
         )
-    usable = seeds.usable_seeds(seed_points, image.shape, fov_shape, core)
+    usable = seeds.usable_seeds(seed_points, image.shape, fov_shape)
     seeds_s = time.perf_counter() - started
 
     canvas = Canvas(image, predict, fov_shape, deltas, config, mask)

@@ -57,7 +57,6 @@ class FloodBlock:
                 card.deltas,
                 self.ffn,
                 mask=None if mask is None else mask != 0,
-                core=block.core_in_read,
             )
         base = np.uint64(self.slots.grid.linear(block.index) << LOCAL_BITS)
         voxels = np.bincount(

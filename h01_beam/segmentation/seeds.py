@@ -185,25 +185,21 @@ def local_maxima(score: npt.NDArray[np.floating], min_distance: int) -> Points:
 
 
 def usable_seeds(
-    points: npt.NDArray[np.integer],
-    shape: Sequence[int],
-    fov_shape: Sequence[int],
-    core: tuple[slice, slice, slice] | None = None,
+    points: npt.NDArray[np.integer], shape: Sequence[int], fov_shape: Sequence[int]
 ) -> Points:
-    """Keeps the points around which a whole field of view fits; those in the core come first.
+    """Keeps the points around which a whole field of view fits.
 
-    What the network makes of the halo is worth less, the nearer the edge of what it sees. So an
-    object that is seeded in the halo takes only what none of the core has claimed. It does count:
-    it may cross the core and peak outside.
+    Those in the halo of a block count too, and in the same order as those of its core: an object
+    may cross the core and peak outside, and blocks that go through the seeds of their overlap in
+    one order make the same objects of them.
 
     Args:
       points: (n, 3) integer zyx voxels.
       shape: the canvas, zyx.
       fov_shape: the field of view, zyx; its centre is voxel `fov_shape // 2`.
-      core: zyx slices of the canvas; None for all of it.
 
     Returns:
-      (m, 3) int64, in the order of `points` within the core, and in the halo after it.
+      (m, 3) int64, in the order of `points`.
 
     Raises:
       ValueError: `points` is not an (n, 3) array of integers.
@@ -220,12 +216,7 @@ def usable_seeds(
     margin = np.asarray(fov_shape) // 2
     low, high = margin, np.asarray(shape) - margin
     voxels = points.astype(np.int64)
-    voxels = voxels[np.all((voxels >= low) & (voxels < high), axis=1)]
-    if core is None:
-        return voxels
-    bounds = np.array([part.indices(size) for part, size in zip(core, shape, strict=True)])
-    inside = np.all((voxels >= bounds[:, 0]) & (voxels < bounds[:, 1]), axis=1)
-    return np.concatenate([voxels[inside], voxels[~inside]])
+    return voxels[np.all((voxels >= low) & (voxels < high), axis=1)]
 
 
 def _edges(image: npt.NDArray[np.uint8]) -> Mask:

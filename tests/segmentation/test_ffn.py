@@ -326,15 +326,6 @@ def test_earlier_object_keeps_its_voxels():
     assert claim_all.counters['seeds_skipped_labelled'] == 1
 
 
-def test_objects_of_the_core_come_first_and_those_of_the_halo_still_come():
-    image = oracle.tissue()
-    result = flood(image, core=(slice(0, 28), slice(10, 30), slice(0, 40)))
-    low, high = np.array([0, 10, 0]), np.array([28, 30, 40])
-    inside = [bool(np.all((seed >= low) & (seed < high))) for seed in result.objects['seed']]
-    assert 0 < sum(inside) < len(inside)
-    assert inside == sorted(inside, reverse=True)
-
-
 def test_seeds_are_not_computed_when_points_are_given(monkeypatch):
     monkeypatch.setattr(seeds, 'propose_seeds', None)
     assert len(flood(oracle.tissue(), seed_points=np.array([[16, 16, 32]])).objects) == 1

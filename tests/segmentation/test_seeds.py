@@ -139,17 +139,6 @@ def test_usable_seeds_fit_a_field_of_view():
     assert len(usable) == 6 * 8 * 9
 
 
-def test_usable_seeds_of_the_core_come_first():
-    points = np.argwhere(np.ones((8, 12, 15), bool))
-    core = (slice(0, 4), slice(3, None), slice(None))
-    usable = seeds.usable_seeds(points, (8, 12, 15), (3, 5, 7), core)
-    every = seeds.usable_seeds(points, (8, 12, 15), (3, 5, 7))
-    inside = [z < 4 and y >= 3 for z, y, x in every.tolist()]
-    expected = sorted(range(len(every)), key=lambda i: not inside[i])  # Stable.
-    assert 0 < sum(inside) < len(inside)
-    assert usable.tolist() == every[expected].tolist()
-
-
 def test_usable_seeds_keep_their_order_and_may_be_none():
     points = np.array([[4, 4, 4], [0, 0, 0], [3, 5, 4]])
     assert seeds.usable_seeds(points, (9, 9, 9), (3, 3, 3)).tolist() == [[4, 4, 4], [3, 5, 4]]
