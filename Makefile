@@ -7,7 +7,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# The first of these that is 3.11 to 3.13 (TensorFlow has no later one) makes the environment. Name another with PYTHON=.
+# The first of these that is 3.11 to 3.13 (TensorFlow has no later one) makes the environment.
+# Name another with PYTHON=.
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 # Extra arguments for pytest, for example: make test PYTEST_ARGS='-k geometry -x'
 PYTEST_ARGS ?=
