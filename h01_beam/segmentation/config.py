@@ -67,9 +67,9 @@ class ReconcileConfig:
 
     Attributes:
       envelope: zyx voxels at the faces of what a block saw that count for nothing; less than the
-        halo. None: half a field of view, as its centre, where the network is at its best, comes
-        no nearer to a face. The published rule is a halo less one, so that two planes are
-        compared, and `match.rule: mutual`.
+        halo. None: half a field of view less a move, that is, voxels further from every possible
+        centre of the field of view than any voxel inside of the block is. The published rule is
+        a halo less one, so that two planes are compared, and `match.rule: mutual`.
       match: which ids of two blocks are one object.
       fill: whether voxels that a block left blank take the label of a neighbour that saw them.
       shard_rows: rows that a worker holds while it finds components.
@@ -148,7 +148,8 @@ def make_envelope(config: ReconcileConfig, grid: BlockGrid, card: ModelCard) -> 
     Raises:
       ValueError: it leaves nothing of the overlap of two blocks.
     """
-    z, y, x = config.envelope or (n // 2 for n in card.fov_shape)
+    half = (n // 2 - d for n, d in zip(card.fov_shape, card.deltas, strict=True))
+    z, y, x = config.envelope or half
     for axis, (voxels, name) in enumerate(zip((z, y, x), 'zyx', strict=True)):
         if grid.shape[axis] > 1 and not 0 <= voxels < grid.halo[axis]:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Matches the ids that two neighbouring blocks gave to the same voxels.
 
 Two blocks that overlap are segmented independently. What both saw of their overlap, without the
-envelope that was never at the centre of a field of view, is compared voxel by voxel:
+envelope that no field of view was ever centred near, is compared voxel by voxel:
 
     block A  aaaaaaaaaaaaaaaa|ooooo|eee       o: compared, on either side of the border of the
     block B              eee|ooooo|bbbbbbbbb     cores; e: the envelope of one of the two

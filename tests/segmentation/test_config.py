@@ -15,8 +15,8 @@ def grid(halo=(6, 20, 20), bounds=(64, 128, 128)) -> BlockGrid:
     return BlockGrid(BoundingBox((0, 0, 0), bounds), (32, 64, 64), halo)
 
 
-def test_the_envelope_is_half_a_field_of_view() -> None:
-    assert make_envelope(ReconcileConfig(), grid(), CARD) == (4, 16, 16)
+def test_the_envelope_is_half_a_field_of_view_less_a_move() -> None:
+    assert make_envelope(ReconcileConfig(), grid(), CARD) == (2, 8, 8)
     assert make_envelope(ReconcileConfig(envelope=(0, 1, 2)), grid(), CARD) == (0, 1, 2)
 
 
