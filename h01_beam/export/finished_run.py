@@ -79,10 +79,11 @@ class FinishedRun:
         job = self.manifest['job']
         found = []
         for key in VOLUME_KEYS:
+            if key == 'output' and job != 'ingest':
+                continue  # Elsewhere it is a path of scores, or how results are stored.
             volume = config.get(key)
             uri = volume['uri'] if isinstance(volume, dict) else volume
-            # The output of an evaluation is no volume.
-            if uri and not (key == 'output' and job != 'ingest'):
+            if uri:
                 kind: Kind | None = 'segmentation' if key in LABEL_KEYS else None
                 found.append(Layer(name=key, uri=uri, kind=kind))
         if job == 'segmentation':

@@ -46,7 +46,8 @@ class FakeServer:
 def segmented(tmp_path):
     """A segmentation run beside its image."""
     image = make_volume(f'{tmp_path}/em|neuroglancer-precomputed:')
-    run = make_run(tmp_path / 'run', 'segmentation', {'image': image})
+    config = {'image': image, 'mask': None, 'output': {'chunk': [64, 64, 64], 'shard': None}}
+    run = make_run(tmp_path / 'run', 'segmentation', config)
     make_volume(run.volume_uri('segmentation'), 'segmentation', 'uint64')
     return tmp_path
 
