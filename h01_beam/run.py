@@ -312,6 +312,8 @@ class Run:
             'job': job,
             'version': code_version(),
             'config': config_lib.as_dict(config),
+            # Relative paths in the configuration start here.
+            'directory': os.getcwd(),
             'models': dict(models),
         }
         text = json.dumps(manifest, indent=1, sort_keys=True)

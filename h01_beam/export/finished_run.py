@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,7 +86,7 @@ class FinishedRun:
             uri = volume['uri'] if isinstance(volume, dict) else volume
             if uri:
                 kind: Kind | None = 'segmentation' if key in LABEL_KEYS else None
-                found.append(Layer(name=key, uri=uri, kind=kind))
+                found.append(Layer(name=key, uri=self._locate(uri), kind=kind))
         if job == 'segmentation':
             found.append(Layer(name='segmentation', uri=self.segmentation_uri, kind='segmentation'))
         return found
@@ -96,7 +97,7 @@ class FinishedRun:
 
     def middle(self) -> tuple[Planes, Planes, VoxelSize]:
         """Three planes of the middle of a segmentation run: image, segmentation, voxel size."""
-        image = Volume.open(self.manifest['config']['image'])
+        image = Volume.open(self._locate(self.manifest['config']['image']))
         segmentation = Volume.open(self.segmentation_uri)
         voxel_size_nm = segmentation.spec.voxel_size_nm
         assert voxel_size_nm is not None, 'a precomputed volume has one'
@@ -128,6 +129,12 @@ class FinishedRun:
         paths = [self._run.table_part(table, b.index) for b in self._sample_blocks(stage, most)]
         parts = (tables.from_parquet(storage.read_bytes(p)) for p in paths if storage.exists(p))
         return tables.concatenate(parts, schema)
+
+    def _locate(self, uri: str) -> str:
+        """A volume of the manifest as it is named from anywhere, not only where the run began."""
+        if storage.is_remote(uri):
+            return uri
+        return os.path.join(self.manifest['directory'], uri.removeprefix('file://'))
 
     def _sample_blocks(self, stage: str, most: int) -> Iterator[Block]:
         record = StageRecord.read(self._run.ledger(stage))

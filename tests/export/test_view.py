@@ -61,6 +61,14 @@ def test_a_segmentation_run_has_its_image_below_its_segmentation(segmented):
     assert described(layers) == [('image', 'image'), ('segmentation', 'segmentation')]
 
 
+def test_a_run_is_shown_from_anywhere(tmp_path, monkeypatch):
+    make_volume(f'{tmp_path}/em|neuroglancer-precomputed:')
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / 'run', 'downsample', {'volume': 'em'})
+    monkeypatch.chdir('/')
+    assert described(open_layers(run.path)) == [('volume', 'image')]
+
+
 def test_more_volumes_and_a_truth_can_be_added(segmented):
     np.savez(segmented / 'truth.npz', labels=np.ones(SHAPE, np.uint8))
     more = make_volume(f'{segmented}/image.zarr|zarr3:')
