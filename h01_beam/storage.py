@@ -46,7 +46,10 @@ def read_bytes(path: str) -> bytes:
       FileNotFoundError: if there is none.
     """
     if not is_remote(path):
-        return local_path(path).read_bytes()
+        try:
+            return local_path(path).read_bytes()
+        except NotADirectoryError as error:  # Below a file there is nothing.
+            raise FileNotFoundError(errno.ENOENT, 'no such file', path) from error
     with _cloud_errors(path):
         data: bytes = _blob(path).download_as_bytes()
     return data
@@ -136,7 +139,7 @@ def list_files(prefix: str, suffix: str = '', since: float = 0.0) -> Iterator[st
 def _list_local(folder: str, suffix: str) -> Iterator[str]:
     try:
         entries = [(e.name + '/' * e.is_dir(), e.path) for e in os.scandir(folder)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     # The order of whole paths, as a bucket lists them.
     for name, path in sorted(entries):

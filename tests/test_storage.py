@@ -122,3 +122,11 @@ def test_other_schemes_are_refused():
 def test_join():
     assert storage.join('gs://b/', '/a/', 'c') == 'gs://b/a/c'
     assert storage.join('/a', 'b') == '/a/b'
+
+
+def test_below_a_file_there_is_nothing(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(FileNotFoundError, match='no such file'):
+        storage.read_bytes(f'{tmp_path}/file/run/run.json')
+    assert not storage.exists(f'{tmp_path}/file/run/run.json')
+    assert not list(storage.list_files(f'{tmp_path}/file/run'))
