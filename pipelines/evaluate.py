@@ -54,7 +54,8 @@ def main(args: argparse.Namespace) -> int:
     # Volumes may have changed since another evaluation, so that nothing of it is reused unless
     # asked for by a run directory.
     with tempfile.TemporaryDirectory(prefix='evaluate_') as scratch:
-        return launch.execute(args, args.run_dir or scratch, build, lambda _: show(args.output))
+        run_dir, keeps = args.run_dir or scratch, bool(args.run_dir)
+        return launch.execute(args, run_dir, build, lambda _: show(args.output), keeps)
 
 
 def show(output: str) -> None:

@@ -90,6 +90,7 @@ def execute(
     run_dir: str,
     build: Callable[[Any, Run], Any],
     finish: Callable[[Run], None] | None = None,
+    keeps: bool = True,
 ) -> int:
     """Builds the pipeline, checks it, runs it, and says where the results are.
 
@@ -98,6 +99,7 @@ def execute(
       run_dir: the run directory.
       build: adds all stages to the pipeline; raises before launch on bad input.
       finish: called after success, with progress over; prints what the user wants to know.
+      keeps: whether the run directory outlives this call, so that the same command goes on.
 
     Returns:
       the process's exit code.
@@ -127,7 +129,7 @@ def execute(
     except Exception as error:
         logging.debug('pipeline failed', exc_info=True)
         print(f'error: {_root_cause(error)}', file=sys.stderr)
-        if args.run_dir:
+        if keeps:
             print('Finished blocks are kept: give the same command to go on.', file=sys.stderr)
         return FAILED
     if finish and not _is_template(args.beam):
