@@ -13,7 +13,7 @@ import pytest
 
 from h01_beam import tables
 from h01_beam.finish import FinishRun
-from h01_beam.run import Resources, Run
+from h01_beam.run import Resources, Run, StageRecord
 from h01_beam.segmentation.config import GridConfig, InferenceConfig, OutputConfig, SegmentConfig
 from h01_beam.segmentation.ffn import FfnConfig
 from h01_beam.segmentation.stage import build_segment, relabel
@@ -173,6 +173,19 @@ def test_bytes_do_not_depend_on_canvases(tissue, finished, tmp_path, canvases, b
     else:
         # Another batch shape may round otherwise; the objects are the same.
         assert np.mean(_read(tmp_path) == _read(run_dir)) > 0.999
+
+
+def test_what_changes_the_bytes_is_part_of_the_key(tissue, tmp_path) -> None:
+    def key(**changes) -> str:
+        inference = InferenceConfig(**{'canvases': 2, 'batch_size': 1, **changes})
+        run = Run(str(tmp_path), Resources(1, 16 * 2**30))
+        build_segment(beam.Pipeline(), _config(tissue, inference=inference), run)
+        record = StageRecord.read(run.ledger('flood'))
+        assert record is not None
+        return record.config
+
+    assert key() == key(canvases=8) == key(threads=2)
+    assert len({key(), key(batch_size=4), key(precision='bfloat16')}) == 3
 
 
 @pytest.mark.slow
