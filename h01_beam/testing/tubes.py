@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from h01_beam.geometry import BoundingBox, Triple
+from h01_beam.testing.noise import scramble32, voxel_noise
 
 Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint64]
@@ -271,42 +272,12 @@ def _render(gap: Real, labels: Labels, box: BoundingBox, seed: int, noise_grey: 
     """Grey values; `gap` is in membranes: 0 in the middle of one, 1 where its truth ends."""
     # Halfway between dark and bright exactly where the truth ends.
     darkness = np.clip((np.float32(1.4) - gap) / np.float32(0.8), 0, 1)
-    label_bits = _scramble((labels & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+    label_bits = scramble32((labels & np.uint64(0xFFFFFFFF)).astype(np.uint32))
     tint = (label_bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24) - np.float32(0.5)
     bright = np.float32(_CYTOPLASM_GREY) + np.float32(_CYTOPLASM_SPREAD) * tint
     grey = bright + (np.float32(_MEMBRANE_GREY) - bright) * darkness
-    grey += _noise(box, seed) * np.float32(noise_grey)
+    grey += voxel_noise(box, seed) * np.float32(noise_grey)
     return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
-
-
-def _noise(box: BoundingBox, seed: int) -> Real:
-    """Nearly normal noise of mean 0 and deviation 1, from a hash of each voxel's coordinates."""
-    axes = [
-        ((np.arange(start, end) * prime) & 0xFFFFFFFF).astype(np.uint32)
-        for start, end, prime in zip(
-            box.start, box.end, (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D), strict=True
-        )
-    ]
-    key = np.uint32(((seed + 1) * 0x27D4EB2F) & 0xFFFFFFFF)
-    axes[0] = _scramble(axes[0] ^ key)
-    z, y, x = axes
-    bits = _scramble((z[:, None, None] + y[None, :, None]) + x[None, None, :])
-    # The sum of four uniform bytes: mean 510, variance (256**2 - 1) / 3.
-    total = bits & np.uint32(0xFF)
-    for shift in (8, 16, 24):
-        total += (bits >> np.uint32(shift)) & np.uint32(0xFF)
-    deviation = math.sqrt((256**2 - 1) / 3)
-    return (total.astype(np.float32) - np.float32(510)) * np.float32(1 / deviation)
-
-
-def _scramble(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """Mixes 32-bit integers one to one: the finalizer of MurmurHash3 (Appleby, public domain)."""
-    bits = bits ^ (bits >> np.uint32(16))
-    bits *= np.uint32(0x85EBCA6B)
-    bits ^= bits >> np.uint32(13)
-    bits *= np.uint32(0xC2B2AE35)
-    bits ^= bits >> np.uint32(16)
-    return bits
 
 
 def _random(seed: int, kind: int, k: int, i: int, j: int) -> list[float]:

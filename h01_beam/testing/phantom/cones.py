@@ -1,0 +1,146 @@
+"""Cones with round ends, and the division of space among those who own them.
+
+Every point of space belongs to the owner whose surface it is least far outside of (or deepest
+inside of), an additively weighted Voronoi diagram. Where an owner's cones hang together and none of
+their axes lies inside of another owner, what it gets hangs together too: from any of its points,
+the way straight to the nearest axis stays within.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from h01_beam.geometry import BoundingBox
+
+Reals = npt.NDArray[np.float64]
+Real = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.uint64]
+Index = npt.NDArray[np.int32]
+Axes = tuple[Reals, Reals, Reals]
+
+# Beyond this distance from every surface there is nothing but extracellular space.
+REACH_NM = 240.0
+NOBODY = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Cones:
+    """Cones with round ends: (n, 3) ends, (n,) radii at the ends (world nm), and whose they are."""
+
+    start: Reals
+    end: Reals
+    radius_start: Reals
+    radius_end: Reals
+    owner: Ids
+
+    @classmethod
+    def join(cls, parts: Sequence[Cones]) -> Cones:
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+    def take(self, where: npt.NDArray[np.generic]) -> Cones:
+        return Cones(*(getattr(self, field.name)[where] for field in dataclasses.fields(self)))
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def windows(self, axes_nm: Axes, reach_nm: float) -> npt.NDArray[np.int64]:
+        """(n, 3, 2) index ranges of the grid points that each cone can reach.
+
+        A rule on coordinates: a point is within reach or not, whatever box it is part of.
+        """
+        radius = np.maximum(self.radius_start, self.radius_end) + reach_nm
+        low = np.minimum(self.start, self.end) - radius[:, None]
+        high = np.maximum(self.start, self.end) + radius[:, None]
+        ranges = [
+            np.stack([np.searchsorted(axis, low[:, a]), np.searchsorted(axis, high[:, a])], axis=1)
+            for a, axis in enumerate(axes_nm)
+        ]
+        return np.stack(ranges, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """Who owns each point of a grid; zyx arrays.
+
+    Attributes:
+      owner: int32, place of the owner in the list of owners; NOBODY far from everything.
+      first: float32 nm, signed distance to the nearest surface, negative inside.
+      second: float32 nm, likewise to the nearest surface of another owner.
+    """
+
+    owner: Index
+    first: Real
+    second: Real
+
+
+def partition(
+    cones: Cones, ids: Ids, points: tuple[Real, Real, Real], axes_nm: Axes, slack_nm: float
+) -> Partition:
+    """Divides a grid of points among the owners of cones.
+
+    Args:
+      cones: sorted by owner.
+      ids: the owners, ascending.
+      points: z, y and x of each point, zyx float32 nm; within `slack_nm` of the grid.
+      axes_nm: coordinates of the grid.
+      slack_nm: how far points lie from the grid at most.
+    """
+    shape = points[0].shape
+    owner = np.full(shape, NOBODY, np.int32)
+    first = np.full(shape, REACH_NM, np.float32)
+    second = np.full(shape, REACH_NM, np.float32)
+    windows = cones.windows(axes_nm, REACH_NM + slack_nm)
+    rank = np.searchsorted(ids, cones.owner).astype(np.int32)
+    for n in np.flatnonzero((windows[:, :, 0] < windows[:, :, 1]).all(axis=1)):
+        window = tuple(slice(a, b) for a, b in windows[n])
+        z, y, x = (p[window] for p in points)
+        distance = distance_to_cone(cones, n, z, y, x)
+        _merge(distance, rank[n], owner[window], first[window], second[window])
+    return Partition(owner, first, second)
+
+
+def distance_to_cone(cones: Cones, n: int, z: Real, y: Real, x: Real) -> Real:
+    """Signed distance (float32 nm) of points to the surface of one cone, negative inside.
+
+    Only correctly rounded operations, so a point's value does not depend on its place in an array.
+    """
+    start, end = cones.start[n].astype(np.float32), cones.end[n].astype(np.float32)
+    along = end - start
+    squared = np.float32(max(float((along.astype(np.float64) ** 2).sum()), 1e-6))
+    dz, dy, dx = z - start[0], y - start[1], x - start[2]
+    part = dz * along[0]
+    part += dy * along[1]
+    part += dx * along[2]
+    part *= np.float32(1) / squared
+    np.clip(part, np.float32(0), np.float32(1), out=part)
+    dz -= part * along[0]
+    dy -= part * along[1]
+    dx -= part * along[2]
+    dz *= dz
+    dy *= dy
+    dz += dy
+    dx *= dx
+    dz += dx
+    np.sqrt(dz, out=dz)
+    growth = np.float32(cones.radius_end[n] - cones.radius_start[n])
+    part *= growth
+    dz -= part
+    dz -= np.float32(cones.radius_start[n])
+    return dz
+
+
+def _merge(distance: Real, rank: np.int32, owner: Index, first: Real, second: Real) -> None:
+    """Enters one cone: `second` stays the nearest surface of any owner but the first."""
+    nearer = distance < first
+    mine = owner == rank
+    # A new owner's nearest rival is the old one.
+    np.copyto(second, first, where=nearer & ~mine)
+    np.copyto(owner, rank, where=nearer)
+    farther = ~(nearer | mine)
+    np.minimum(second, distance, out=second, where=farther)
+    np.minimum(first, distance, out=first)
