@@ -59,7 +59,9 @@ __all__ = [
     'Precision',
     'RUNTIME_BYTES',
     'import_keras',
+    'load_keras',
     'save_model',
+    'with_precision',
 ]
 
 Float32: TypeAlias = npt.NDArray[np.float32]
@@ -220,7 +222,7 @@ def save_model(model: Any, card: ModelCard, uri: str) -> ModelRef:
     _check_shapes(uri, card, model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'model' + SUFFIX)
-        _with_precision(model, 'float32').save(path)
+        with_precision(model, 'float32').save(path)
         members = unpack(uri, path.read_bytes())
     metadata = json.loads(members['metadata.json'])
     metadata.pop('date_saved', None)
@@ -260,26 +262,38 @@ def _load_network(ref: ModelRef, precision: Precision, batch_size: int, threads:
             f'model {ref.uri!r} has SHA-256 {found}, but this run was planned with {ref.sha256}: '
             'the file was replaced; put it back, or start the run again'
         )
-    keras = import_keras(threads)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, 'model' + SUFFIX)
-        path.write_bytes(data)
-        try:
-            model = keras.models.load_model(path, compile=False, safe_mode=True)
-        except Exception as error:
-            raise ValueError(
-                f'model {ref.uri!r} cannot be loaded by Keras {keras.__version__}: '
-                f'{type(error).__name__}: {error}; only built-in layers are allowed'
-            ) from error
+    model = _read_keras(ref.uri, data, import_keras(threads))
     _check_shapes(ref.uri, ref.card, model)
-    function = _compile(_with_precision(model, precision), (batch_size, *ref.card.input_shape))
+    function = _compile(with_precision(model, precision), (batch_size, *ref.card.input_shape))
     # The first call lays out weights and may fail; better here than in the middle of a canvas.
     function(np.zeros((batch_size, *ref.card.input_shape), np.float32))
     logging.info('loaded %s (%s, batch %d)', ref.uri, precision, batch_size)
     return Network(function, batch_size, ref.card.fov_shape, precision)
 
 
-def _with_precision(model: Any, precision: Precision) -> Any:
+def load_keras(uri: str, keras: Any) -> Any:
+    """The Keras model in a file, for training; inference uses `ModelRef.load`.
+
+    Raises:
+      FileNotFoundError, ValueError: as `ModelRef.resolve` and `ModelRef.load`.
+    """
+    return _read_keras(uri, read_file(uri), keras)
+
+
+def _read_keras(uri: str, data: bytes, keras: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'model' + SUFFIX)
+        path.write_bytes(data)
+        try:
+            return keras.models.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:
+            raise ValueError(
+                f'model {uri!r} cannot be loaded by Keras {keras.__version__}: '
+                f'{type(error).__name__}: {error}; only built-in layers are allowed'
+            ) from error
+
+
+def with_precision(model: Any, precision: Precision) -> Any:
     """A copy of the model, without optimizer, whose layers compute in `precision`."""
     config = model.get_config()
     for layer in config['layers']:

@@ -37,7 +37,7 @@ Ids = npt.NDArray[np.uint64]
 
 # How far nodes may lie from a box that they reach: their window, and the voids that shape them.
 MARGIN_NM = 2600.0
-_MITO, _SPINE, _SHAFT, _BULGE = range(300, 304)
+_MITO, _SPINE, _SHAFT, _BULGE, _RETICULUM = 300, 301, 302, 303, 304
 _SPINE_SHARE = 0.5
 _SYNAPSE_SHARE = 0.94
 _BULGE_SHARE = 0.75
@@ -70,7 +70,7 @@ class Anatomy:
 
     Attributes:
       surface: the cones that make up neurites, somata and vessels.
-      mitochondria: cones within their owners.
+      mitochondria, reticulum: cones within their owners.
       contacts: synapses.
       ids: owners in ascending order.
       kind: of each owner: AXON, DENDRITE, GLIA, MYELINATED, or SOMA_KIND, VESSEL_KIND.
@@ -81,6 +81,7 @@ class Anatomy:
 
     surface: Cones
     mitochondria: Cones
+    reticulum: Cones
     contacts: Contacts
     ids: Ids
     kind: Ints
@@ -318,19 +319,38 @@ def _contacts(weave: Weave, nodes: NodeTable, voids: _Voids, shafts: _Shafts) ->
 
 def _mitochondria(seed: int, nodes: NodeTable) -> Cones:
     """One in many boutons and dendrites, beside the axis."""
-    t = nodes.tracks
     share = np.select(
         [nodes.swollen & (nodes.kind == AXON), nodes.kind == AXON, nodes.kind == DENDRITE],
-        [0.45, 0.06, 0.3],
+        [0.5, 0.08, 0.42],
         0.1,
     )
-    draw = [uniform(seed, _MITO, part, t.d, t.i, t.j, t.k) for part in range(6)]
+    width = 80 + 75 * _draw(seed, _MITO, nodes, 6)
+    return _inside(seed, _MITO, nodes, share, width, least_nm=42.0)
+
+
+def _reticulum(seed: int, nodes: NodeTable) -> Cones:
+    """Cisternae of the smooth reticulum: thin tubes along the axis."""
+    share = np.where(nodes.kind == DENDRITE, 0.65, 0.3)
+    width = 17 + 17 * _draw(seed, _RETICULUM, nodes, 6)
+    return _inside(seed, _RETICULUM, nodes, share, width, least_nm=15.0)
+
+
+def _draw(seed: int, purpose: int, nodes: NodeTable, part: int) -> Reals:
+    t = nodes.tracks
+    return uniform(seed, purpose, part, t.d, t.i, t.j, t.k)
+
+
+def _inside(
+    seed: int, purpose: int, nodes: NodeTable, share: Reals, width: Reals, least_nm: float
+) -> Cones:
+    """Rods of a random length beside the axes of some nodes, where there is room for them."""
+    draw = [_draw(seed, purpose, nodes, part) for part in range(5)]
     inner = nodes.radius - nodes.sheath
-    radius = np.minimum(0.55 * inner, 85 + 60 * draw[1])
-    at = np.flatnonzero((draw[0] < share) & nodes.joined & nodes.alive & (radius > 45))
+    radius = np.minimum(0.58 * inner, width)
+    at = np.flatnonzero((draw[0] < share) & nodes.joined & (radius > least_nm))
     along = nodes.halfway[at] - nodes.world[at]
-    length = 0.5 + 1.3 * draw[2][at]
-    aside = np.stack([draw[p][at] - 0.5 for p in (3, 4, 5)], axis=1)
+    length = 0.4 + 1.4 * draw[1][at]
+    aside = np.stack([draw[part][at] - 0.5 for part in (2, 3, 4)], axis=1)
     aside *= 2 * np.maximum(inner[at] - radius[at] - 45, 0)[:, None] / np.sqrt(3)
     middle = nodes.world[at] + aside
     half = (0.5 * length)[:, None] * along
@@ -357,6 +377,7 @@ def _collect(
     return Anatomy(
         surface=surface.take(order),
         mitochondria=_mitochondria(config.seed, nodes),
+        reticulum=_reticulum(config.seed, nodes),
         contacts=contacts,
         ids=ids,
         kind=kind,

@@ -15,6 +15,7 @@ over u - delta ... u + delta, which has a closed form. No second, finer grid is 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from scipy import ndimage
 from h01_beam.geometry import BoundingBox
 from h01_beam.testing.noise import smooth_noise, uniform, voxel_noise
 from h01_beam.testing.phantom.anatomy import SOMA_KIND, VESSEL_KIND, Anatomy
-from h01_beam.testing.phantom.cones import Axes, Partition, distance_to_cone
+from h01_beam.testing.phantom.cones import Axes, Cones, Partition, distance_to_cone
 from h01_beam.testing.phantom.config import PhantomConfig
 from h01_beam.testing.phantom.weave import AXON, DENDRITE, GLIA, MYELINATED
 
@@ -46,8 +47,10 @@ MYELIN, MEMBRANE = 7, 8
 
 _GREY = {AXON: 166.0, DENDRITE: 181.0, GLIA: 190.0, MYELINATED: 176.0, SOMA_KIND: 163.0,
          VESSEL_KIND: 120.0}  # fmt: skip
-_ECS_GREY, _LUMEN_GREY, _MEMBRANE_GREY, _MYELIN_GREY = 196.0, 214.0, 46.0, 52.0
+_ECS_GREY, _LUMEN_GREY, _MEMBRANE_GREY, _MYELIN_GREY = 196.0, 214.0, 36.0, 46.0
 _ENDOTHELIUM_NM = 260.0
+# The microscope's contrast is stretched about the mean grey level.
+_GREY_BEFORE, _GREY_AFTER, _STRETCH = 150.0, 134.0, 1.25
 _NUCLEUS_PART = 0.62
 
 _TINT, _COARSE, _FINE, _CHROMATIN, _VESICLE, _SECTION = range(500, 506)
@@ -143,7 +146,7 @@ def _profile_integral(x: Real) -> Real:
 def paint(scene: Scene) -> None:
     """Sets the grey values of all that is in the box, without the microscope."""
     anatomy, config = scene.anatomy, scene.config
-    tint = 14.0 * (uniform(config.seed, _TINT, anatomy.ids.astype(np.int64)) - 0.5)
+    tint = 24.0 * (uniform(config.seed, _TINT, anatomy.ids.astype(np.int64)) - 0.5)
     base = np.array([_GREY.get(int(k), _ECS_GREY) for k in anatomy.kind]) + tint
     table = np.append(base, _ECS_GREY).astype(np.float32)
     scene.grey[...] = table[scene.where.owner]
@@ -151,6 +154,7 @@ def paint(scene: Scene) -> None:
     _texture(scene)
     _paint_somata(scene)
     _paint_mitochondria(scene)
+    _paint_reticulum(scene)
     _paint_synapses(scene)
     _paint_sheaths(scene)
     contrast = np.float32(1.0 - 0.4 * config.difficulty)
@@ -163,9 +167,9 @@ def _texture(scene: Scene) -> None:
     seed = scene.config.seed
     coarse = smooth_noise(scene.axes_nm, (60.0, 60.0, 60.0), seed, _COARSE)
     fine = smooth_noise(scene.axes_nm, (30.0, 22.0, 22.0), seed, _FINE)
-    grain = coarse * np.float32(13) + fine * np.float32(17)
+    grain = coarse * np.float32(30) + fine * np.float32(46)
     # Grains are dark specks on a bright ground.
-    np.minimum(grain, np.float32(9), out=grain)
+    np.minimum(grain, np.float32(22), out=grain)
     calm = np.array([0.35, 1.0, 0.9, 0.75, 0.9, 1.2, 0.5, 0.5], np.float32)
     scene.grey += grain * calm[scene.kind]
 
@@ -195,22 +199,40 @@ def _paint_somata(scene: Scene) -> None:
 
 def _paint_mitochondria(scene: Scene) -> None:
     """Dark bodies with an outline and cristae."""
-    cones, anatomy = scene.anatomy.mitochondria, scene.anatomy
-    windows = cones.windows(scene.axes_nm, 40.0)
-    rank = np.searchsorted(anatomy.ids, cones.owner)
-    for n in np.flatnonzero((windows[:, :, 0] < windows[:, :, 1]).all(axis=1)):
-        window = tuple(slice(a, b) for a, b in windows[n])
+    for window, distance, inside in _within(scene, scene.anatomy.mitochondria):
         z, y, x = scene.at(window)
-        distance = distance_to_cone(cones, n, z, y, x)
-        inside = (distance < 0) & (scene.where.owner[window] == rank[n])
-        inside &= scene.where.first[window] < -(anatomy.sheath_nm[rank[n]] + 18)
-        # Cristae: plates across, 45 nm apart, wavy as the points are.
+        # Cristae: plates across, 46 nm apart, wavy as the points are.
         across = (z * np.float32(0.4) + y * np.float32(0.7) + x * np.float32(0.6)) / np.float32(46)
         plates = np.abs(across - np.floor(across) - np.float32(0.5))
-        grey = np.float32(112) - np.float32(70) * (plates - np.float32(0.25))
-        np.copyto(grey, np.float32(62), where=distance > -14)
+        grey = np.float32(104) - np.float32(80) * (plates - np.float32(0.25))
+        np.copyto(grey, np.float32(56), where=distance > -14)
         np.copyto(scene.grey[window], grey, where=inside)
         scene.organelle[window][inside] = ORGANELLES['mitochondrion']
+
+
+def _paint_reticulum(scene: Scene) -> None:
+    """Cisternae: pale, with a dark outline."""
+    for window, distance, inside in _within(scene, scene.anatomy.reticulum):
+        inside &= scene.organelle[window] == 0
+        grey = np.where(distance > -11, np.float32(74), np.float32(172))
+        np.copyto(scene.grey[window], grey, where=inside)
+
+
+def _within(
+    scene: Scene, cones: Cones
+) -> Iterator[tuple[tuple[slice, ...], Real, npt.NDArray[np.bool_]]]:
+    """Yields window, distance to the surface and voxels of each cone, clear of its owner's."""
+    anatomy = scene.anatomy
+    windows = cones.windows(scene.axes_nm, 40.0)
+    rank = np.searchsorted(anatomy.ids, cones.owner)
+    rank = np.minimum(rank, len(anatomy.ids) - 1)
+    known = anatomy.ids[rank] == cones.owner
+    for n in np.flatnonzero((windows[:, :, 0] < windows[:, :, 1]).all(axis=1) & known):
+        window = tuple(slice(a, b) for a, b in windows[n])
+        distance = distance_to_cone(cones, n, *scene.at(window))
+        inside = (distance < 0) & (scene.where.owner[window] == rank[n])
+        inside &= scene.where.first[window] < -(anatomy.sheath_nm[rank[n]] + 18)
+        yield window, distance, inside
 
 
 def _paint_synapses(scene: Scene) -> None:
@@ -249,8 +271,8 @@ def _paint_density(scene: Scene, n: int, pre: int, post: int) -> None:
 def _paint_vesicles(scene: Scene, n: int, pre: int) -> None:
     """Rings of 40 nm on a jittered lattice, near the contact."""
     contacts, cell = scene.anatomy.contacts, 54.0
-    middle = contacts.point[n] + 0.45 * (contacts.bouton[n] - contacts.point[n])
-    radius = 240.0
+    middle = contacts.point[n] + 0.6 * (contacts.bouton[n] - contacts.point[n])
+    radius = 300.0
     window = scene.window(middle - radius, middle + radius)
     if window is None:
         return
@@ -295,13 +317,16 @@ def expose(scene: Scene, margin: int) -> Bytes:
     sections = np.arange(box.start[0], box.end[0])
     gain = 1 + 0.03 * (uniform(config.seed, _SECTION, 0, sections) - 0.5)
     offset = level * (uniform(config.seed, _SECTION, 1, sections) - 0.5)
-    noise = voxel_noise(box, config.seed) * np.float32(13 + 15 * config.difficulty)
+    # Larger pixels collect more electrons.
+    electrons = min(1.2, max(0.4, 7.0 / config.voxel_size_nm[1]))
+    noise = voxel_noise(box, config.seed)
+    noise *= np.float32((16 + 14 * config.difficulty) * electrons)
     # Shot noise: brighter voxels are noisier.
     noise *= np.float32(0.6) + scene.grey * np.float32(0.4 / 160)
     seen = scene.grey + noise
     spot = (0.0, 4.2 / config.voxel_size_nm[1], 4.2 / config.voxel_size_nm[2])
     seen = ndimage.gaussian_filter(seen, spot, mode='nearest', truncate=3.0)
-    seen = (seen - 128) * gain.astype(np.float32)[:, None, None]
-    seen += (128 + offset).astype(np.float32)[:, None, None]
+    seen = (seen - _GREY_BEFORE) * (_STRETCH * gain).astype(np.float32)[:, None, None]
+    seen += (_GREY_AFTER + offset).astype(np.float32)[:, None, None]
     seen = seen[:, margin:-margin, margin:-margin]
     return np.clip(np.rint(seen), 0, 255).astype(np.uint8)

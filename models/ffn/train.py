@@ -1,0 +1,295 @@
+r"""Trains a flood-filling network, or goes on from one.
+
+A new network on synthetic tissue:
+    python -m models.ffn.train --config models/ffn/configs/phantom_30x16x16.yaml --output trained
+A converted checkpoint on labelled volumes:
+    python -m models.ffn.train --config models/ffn/configs/fib25_finetune.yaml \
+        --set network.init=fib25.keras --output tuned
+
+Training goes in rounds, each a function of the checkpoint before it. Killed at any moment, the same
+command goes on from the last finished round, and ends with the same network. `OUTPUT/model.keras`
+is the best so far on held-out tissue, or the last where none is given; `curves.png` shows how it
+went. KERAS_BACKEND=jax trains on a GPU or TPU.
+
+Source of the method: Januszewski et al., Nature Methods 15, 2018; google/ffn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import app
+from absl import flags as absl_flags
+from absl import logging
+
+from h01_beam import config as config_lib
+from h01_beam import models, storage
+from h01_beam.model_file import ModelCard
+from models.ffn.curves import draw_curves
+from models.ffn.examples import draw_examples
+from models.ffn.moving_fov import MovingFov, patch_shape
+from models.ffn.network import build_ffn
+from models.ffn.sources import load_tissues
+from models.ffn.stepper import Stepper, make_stepper
+from models.ffn.train_config import NetworkConfig, TrainConfig
+from models.ffn.validate import validate
+
+CHECKPOINT, CURVE, MODEL = 'checkpoint.npz', 'curve.json', 'model.keras'
+
+
+def train(config: TrainConfig, output: str) -> models.ModelRef:
+    """Trains to the end, from the last checkpoint in `output` if there is one.
+
+    Args:
+      config: the training.
+      output: folder, local or gs://.
+
+    Returns:
+      the model written to OUTPUT/model.keras.
+
+    Raises:
+      ValueError: the data do not fit the network, or `output` holds another training.
+    """
+    keras = models.import_keras(config.threads)
+    card = starting_card(config)
+    trainer = _Trainer(config, card, output, keras)
+    trainer.resume()
+    while trainer.round < config.rounds:
+        trainer.run_round()
+    return trainer.finish()
+
+
+def starting_card(config: TrainConfig) -> ModelCard:
+    """What the trained network will be, without scores."""
+    network = config.network
+    if network.init:
+        card = models.ModelRef.resolve(network.init).card
+        return dataclasses.replace(card, name=config.name, scores={}, recipe={})
+    fields = {f.name for f in dataclasses.fields(NetworkConfig)} - {'init'}
+    return ModelCard(name=config.name, **{name: getattr(network, name) for name in fields})
+
+
+class _Trainer:
+    """State of a training between rounds."""
+
+    def __init__(self, config: TrainConfig, card: ModelCard, output: str, keras: Any) -> None:
+        self._config, self._card, self._output, self._keras = config, card, output, keras
+        self._fingerprint = config_lib.fingerprint(config_lib.as_dict(config))
+        self._patch = patch_shape(card.fov_shape, card.deltas)
+        self._tissues = load_tissues(config.data, card.voxel_size_nm, self._patch)
+        self._held_out = load_tissues(
+            config.validation.sources, card.voxel_size_nm, card.fov_shape
+        )
+        keras.utils.set_random_seed(config.seed)
+        if keras.backend.backend() == 'tensorflow':
+            import tensorflow as tf
+
+            tf.config.experimental.enable_op_determinism()
+        self._model = _starting_model(config, card, keras)
+        self._stepper: Stepper = make_stepper(
+            self._model, config.optimizer, config.rounds * config.round_steps
+        )
+        self.round = 0
+        self._curve: list[dict[str, Any]] = []
+
+    def resume(self) -> None:
+        path = storage.join(self._output, CHECKPOINT)
+        if not storage.exists(path):
+            return
+        with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as saved:
+            state = {name: saved[name] for name in saved.files}
+        told = json.loads(state.pop('told').tobytes())
+        if told['fingerprint'] != self._fingerprint:
+            raise ValueError(
+                f'--output is {self._output!r}: it holds a training with another configuration; '
+                'choose another folder, or delete that one'
+            )
+        self._stepper.restore(state)
+        self.round, self._curve = told['round'], told['curve']
+        logging.info('going on after round %d', self.round)
+
+    def run_round(self) -> None:
+        """Trains one round, validates if it is time, and leaves a checkpoint."""
+        config, started = self._config, time.perf_counter()
+        fov = MovingFov(
+            draw_examples(
+                self._tissues, self._patch, self._card.fov_shape, config.sampling, config.augment,
+                (config.seed, self.round),
+            ),
+            config.batch_size,
+            self._card.fov_shape,
+            self._card.deltas,
+            (self._card.image_mean, self._card.image_stddev),
+            config.sampling,
+        )  # fmt: skip
+        losses = np.empty(config.round_steps)
+        for step in range(config.round_steps):
+            inputs, targets = fov.next_batch()
+            losses[step], logits = self._stepper.step(inputs, targets)
+            fov.put_back(logits)
+        self.round += 1
+        record: dict[str, Any] = {
+            'round': self.round,
+            'steps': self.round * config.round_steps,
+            'loss': float(losses.mean()),
+            'seconds': round(time.perf_counter() - started, 2),
+        }
+        if self._is_time_to_validate():
+            record['validation'] = self._validate()
+        self._curve.append(record)
+        self._save()
+        print(_describe(record, config.rounds), flush=True)
+
+    def finish(self) -> models.ModelRef:
+        """Writes the card with all that is known by now, and the curves."""
+        path = storage.join(self._output, MODEL)
+        best = self._best()
+        if best is None:
+            self._write_model(path, None)
+        model = models.load_keras(path, self._keras)
+        ref = models.save_model(model, self._finished_card(best), path)
+        storage.write_bytes(storage.join(self._output, 'curves.png'), draw_curves(self._curve))
+        return ref
+
+    def _is_time_to_validate(self) -> bool:
+        last = self.round == self._config.rounds
+        return bool(self._held_out) and (
+            last or self.round % self._config.validation.every_rounds == 0
+        )
+
+    def _validate(self) -> dict[str, Any]:
+        """Scores the network of now; the best yet becomes OUTPUT/model.keras."""
+        path = storage.join(self._output, 'candidate.keras')
+        ref = self._write_model(path, None)
+        network = ref.load(precision='float32', threads=self._config.threads)
+        settings = self._config.validation
+        result = validate(network, ref.card, self._held_out, settings.ffn, settings.max_steps)
+        best = self._best()
+        objective = result['objective']
+        if best is None or (objective is not None and objective < best['objective']):
+            self._write_model(storage.join(self._output, MODEL), result)
+        return result
+
+    def _best(self) -> dict[str, Any] | None:
+        """The validation with the lowest objective so far; a failed one only if all failed."""
+        done = [record['validation'] for record in self._curve if 'validation' in record]
+        scored = [result for result in done if result['objective'] is not None]
+        return min(scored, key=lambda result: result['objective']) if scored else None
+
+    def _write_model(self, path: str, scores: dict[str, Any] | None) -> models.ModelRef:
+        return models.save_model(self._stepper.sync(), self._finished_card(scores), path)
+
+    def _finished_card(self, scores: dict[str, Any] | None) -> ModelCard:
+        steps = self.round * self._config.round_steps
+        recipe = {
+            'config': config_lib.as_dict(self._config),
+            'data': [tissue.name for tissue in self._tissues],
+            'held_out': [tissue.name for tissue in self._held_out],
+            'steps': steps,
+            'fields_of_view': steps * self._config.batch_size,
+            'seconds': round(sum(record['seconds'] for record in self._curve)),
+            'backend': self._keras.backend.backend(),
+            'device': _device(self._keras),
+        }
+        return dataclasses.replace(self._card, recipe=recipe, scores=scores or {})
+
+    def _save(self) -> None:
+        told = {'fingerprint': self._fingerprint, 'round': self.round, 'curve': self._curve}
+        buffer = io.BytesIO()
+        packed = np.frombuffer(json.dumps(told).encode(), np.uint8)
+        np.savez(buffer, told=packed, **self._stepper.state())
+        storage.write_bytes(storage.join(self._output, CHECKPOINT), buffer.getvalue())
+        text = json.dumps(self._curve, indent=1)
+        storage.write_bytes(storage.join(self._output, CURVE), text.encode())
+
+
+def _starting_model(config: TrainConfig, card: ModelCard, keras: Any) -> Any:
+    if config.network.init:
+        model = models.load_keras(config.network.init, keras)
+    else:
+        model = build_ffn(card.fov_shape, card.depth, card.features, layer_norm=card.layer_norm)
+    return models.with_precision(model, config.precision)
+
+
+def _device(keras: Any) -> str:
+    if keras.backend.backend() == 'jax':
+        import jax
+
+        return str(jax.devices()[0].device_kind)
+    return f'CPU, {os.cpu_count()} cores'
+
+
+def _describe(record: dict[str, Any], rounds: int) -> str:
+    text = (
+        f'round {record["round"]:>4} of {rounds}   step {record["steps"]:>7,}   '
+        f'loss {record["loss"]:.4f}   {record["seconds"]:.0f} s'
+    )
+    result = record.get('validation')
+    if result is None:
+        return text
+    if result['objective'] is None:
+        return text + '   held-out tissue: given up, it floods on and on'
+    scores = '   '.join(
+        f'{t["voi_split"]:.3f} + {t["voi_merge"]:.3f} bits at {t["coverage"]:.0%}'
+        for t in result['tissues']
+    )
+    return f'{text}   held-out tissue: {scores}   objective {result["objective"]:.3f}'
+
+
+def describe_plan(config: TrainConfig, card: ModelCard) -> str:
+    """What would be trained, as text."""
+    model = build_ffn(card.fov_shape, card.depth, card.features, layer_norm=card.layer_norm)
+    steps = config.rounds * config.round_steps
+    return '\n'.join(
+        [
+            f'network      {card.name}: field of view {card.fov_shape}, deltas {card.deltas} (zyx), '
+            f'{model.count_params():,} weights',
+            f'training     {steps:,} steps of {config.batch_size} fields of view in '
+            f'{config.rounds} rounds, {config.precision}',
+            f'data         {len(config.data)} sources; {len(config.validation.sources)} held out',
+            'Nothing was written.',
+        ]
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    try:
+        config = config_lib.from_dict(TrainConfig, config_lib.load(args.config, args.set))
+        if args.dry_run:
+            models.import_keras(config.threads)
+            print(describe_plan(config, starting_card(config)))
+            return 0
+        storage.check_writable('--output', args.output)
+        ref = train(config, args.output)
+    except (ValueError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    print(f'wrote {ref.uri}\nsha256 {ref.sha256}')
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    absl_flags.FLAGS(argv[:1])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--config', required=True, help='YAML file; see models/ffn/configs/')
+    parser.add_argument(
+        '--set', action='append', default=[], metavar='KEY=VALUE', help='overrides one key'
+    )
+    parser.add_argument('--output', required=True, help='folder or gs:// URL')
+    parser.add_argument('--dry_run', action='store_true', help='print the plan, write nothing')
+    return parser.parse_args(argv[1:])
+
+
+if __name__ == '__main__':
+    app.run(lambda args: sys.exit(main(args)), flags_parser=parse)
