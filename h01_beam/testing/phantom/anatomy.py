@@ -17,7 +17,7 @@ from h01_beam.geometry import BoundingBox
 from h01_beam.testing.noise import uniform
 from h01_beam.testing.phantom import curves
 from h01_beam.testing.phantom.bodies import Bodies, is_soma, is_vessel
-from h01_beam.testing.phantom.cones import Cones
+from h01_beam.testing.phantom.cones import Cones, nearest_two
 from h01_beam.testing.phantom.config import PhantomConfig
 from h01_beam.testing.phantom.nodes import NodeTable, make_nodes
 from h01_beam.testing.phantom.weave import (
@@ -38,6 +38,8 @@ Ids = npt.NDArray[np.uint64]
 # How far nodes may lie from a box that they reach: their window, and the voids that shape them.
 MARGIN_NM = 2600.0
 _MITO, _SPINE, _SHAFT, _BULGE, _RETICULUM = 300, 301, 302, 303, 304
+# Around a contact, vesicles and density included.
+CONTACT_REACH_NM = 650.0
 _SPINE_SHARE = 0.5
 _SYNAPSE_SHARE = 0.94
 _BULGE_SHARE = 0.75
@@ -62,6 +64,18 @@ class Contacts:
     bouton: Reals
     excitatory: Bools
     on_spine: Bools
+
+    def take(self, where: npt.NDArray[np.generic]) -> Contacts:
+        return Contacts(*(getattr(self, field.name)[where] for field in dataclasses.fields(self)))
+
+    def within(self, box: BoundingBox, voxel_size_nm: tuple[float, float, float]) -> Contacts:
+        """Those whose density or vesicles can reach a box of voxels."""
+        low = np.array(box.start) * voxel_size_nm - CONTACT_REACH_NM
+        high = np.array(box.end) * voxel_size_nm + CONTACT_REACH_NM
+        return self.take(np.flatnonzero(((self.point > low) & (self.point < high)).all(axis=1)))
+
+    def __len__(self) -> int:
+        return len(self.pre)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +121,7 @@ def make_anatomy(config: PhantomConfig, box: BoundingBox) -> Anatomy:
     parts = [_track_cones(nodes), *_void_cones(weave, nodes, voids), _stem_cones(nodes, bodies)]
     surface = Cones.join([*parts, bodies.cones()])
     contacts = _contacts(weave, nodes, voids, shafts)
+    contacts = _confirm(contacts.within(box, config.voxel_size_nm), surface)
     return _collect(config, nodes, bodies, surface, contacts)
 
 
@@ -312,6 +327,14 @@ def _contacts(weave: Weave, nodes: NodeTable, voids: _Voids, shafts: _Shafts) ->
         excitatory=~nodes.inhibitory[pre],
         on_spine=on_spine,
     )
+
+
+def _confirm(contacts: Contacts, surface: Cones) -> Contacts:
+    """The contacts at which the two partners do touch, with nobody between."""
+    first, second = nearest_two(surface, contacts.point)
+    touch = (first == contacts.pre) & (second == contacts.post)
+    touch |= (first == contacts.post) & (second == contacts.pre)
+    return contacts.take(np.flatnonzero(touch))
 
 
 # ------------------------------------------------------------------ organelles, owners

@@ -144,3 +144,25 @@ def _merge(distance: Real, rank: np.int32, owner: Index, first: Real, second: Re
     farther = ~(nearer | mine)
     np.minimum(second, distance, out=second, where=farther)
     np.minimum(first, distance, out=first)
+
+
+def nearest_two(cones: Cones, points: Reals) -> tuple[Ids, Ids]:
+    """Ids of the owners of the nearest and the second nearest surface at (n, 3) points (nm).
+
+    0 stands for nobody within `REACH_NM`.
+    """
+    reach = np.maximum(cones.radius_start, cones.radius_end) + REACH_NM
+    low = np.minimum(cones.start, cones.end) - reach[:, None]
+    high = np.maximum(cones.start, cones.end) + reach[:, None]
+    found = np.zeros((2, len(points)), np.uint64)
+    for n, point in enumerate(points):
+        near = np.flatnonzero(((low <= point) & (point <= high)).all(axis=1))
+        z, y, x = (np.full(1, p, np.float32) for p in point)
+        distance = np.array([distance_to_cone(cones, m, z, y, x)[0] for m in near])
+        order = np.argsort(distance, kind='stable')
+        owners = cones.owner[near][order]
+        if len(owners):
+            found[0, n] = owners[0]
+            others = owners[owners != owners[0]]
+            found[1, n] = others[0] if len(others) else 0
+    return found[0], found[1]

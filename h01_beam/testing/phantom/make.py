@@ -13,7 +13,7 @@ from h01_beam.testing.phantom import render
 from h01_beam.testing.phantom.anatomy import Anatomy, make_anatomy
 from h01_beam.testing.phantom.cones import Axes, Partition, partition
 from h01_beam.testing.phantom.config import PhantomConfig
-from h01_beam.testing.phantom.weave import AXON, MYELINATED
+from h01_beam.testing.phantom.weave import AXON, DENDRITE, MYELINATED
 
 # Voxels around a box that its blur and its slopes need.
 MARGIN = 3
@@ -94,6 +94,7 @@ def _divide(
     core = (slice(1, -1),) * 3
     inside = Partition(*(np.ascontiguousarray(a[core]) for a in (where.owner, where.first, where.second)))
     kind = np.append(anatomy.kind, 0).astype(np.int8)[inside.owner]
+    _tell_neurites_from_soma(kind, inside, (points[0][core], points[1][core], points[2][core]), anatomy)
     kind[beyond[core] > 0] = 0
     # Halfway down the profile's edge lies the border of the truth.
     structure = np.where(kind == MYELINATED, AXON, kind).astype(np.uint8)
@@ -112,6 +113,23 @@ def _divide(
         structure=structure,
         organelle=np.zeros(box.shape, np.uint8),
     )
+
+
+def _tell_neurites_from_soma(
+    kind: npt.NDArray[np.int8], where: Partition, points: render.Points, anatomy: Anatomy
+) -> None:
+    """What a soma's neuron owns further away from its centre is dendrite."""
+    z, y, x = points
+    for centre, radius, owner in zip(
+        anatomy.soma_centres, anatomy.soma_radius_nm, anatomy.soma_ids, strict=True
+    ):
+        place = np.searchsorted(anatomy.ids, owner)
+        mine = where.owner == place
+        if not mine.any():
+            continue
+        c = centre.astype(np.float32)
+        away = (z - c[0]) ** 2 + (y - c[1]) ** 2 + (x - c[2]) ** 2
+        kind[mine & (away > np.float32((1.12 * radius) ** 2))] = DENDRITE
 
 
 def _axes(box: BoundingBox, config: PhantomConfig) -> Axes:
