@@ -20,6 +20,7 @@ float32 whatever the precision of the rest (see `h01_beam.models`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -60,6 +61,10 @@ def build_ffn(
         if value < 1:
             raise ValueError(f'{name} is {value}: must be at least 1')
 
+    # What a residual module adds starts small, or the sum of all of them would drown what came in.
+    begin = keras.initializers.HeNormal
+    add = partial(keras.initializers.VarianceScaling, 0.2 / depth)
+
     def conv(name: str, relu: bool = False) -> Any:
         return layers.Conv3D(
             features,
@@ -67,6 +72,7 @@ def build_ffn(
             padding='same',
             data_format=CHANNELS_LAST,
             activation='relu' if relu else None,
+            kernel_initializer=begin() if relu or name == 'conv0_b' else add(),
             name=name,
         )
 
