@@ -63,7 +63,7 @@ class FloodBlock:
             flooded.labels[block.core_in_read].ravel(), minlength=len(flooded.objects) + 1
         )
         rows = _object_rows(flooded.objects, voxels, block, base)
-        ids = _global_ids(flooded.labels, voxels, base)
+        ids = supervoxel_ids(flooded.labels, voxels, base)
         metrics = {k: float(v) for k, v in flooded.counters.items()}
         metrics |= {'seed_seconds': flooded.seconds['seeds'], **share()}
         arrays = {'block_labels': self.slots.pad(ids, block)}
@@ -146,7 +146,7 @@ class _Working:
         self._process.end()
 
 
-def _global_ids(labels: np.ndarray, voxels: np.ndarray, base: np.uint64) -> np.ndarray:
+def supervoxel_ids(labels: np.ndarray, voxels: np.ndarray, base: np.uint64) -> np.ndarray:
     """Supervoxel ids (zyx uint64) of local labels.
 
     `voxels` counts, by local id, those in the core: an object without any exists for nobody

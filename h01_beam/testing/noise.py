@@ -85,7 +85,10 @@ def voxel_noise(box: BoundingBox, seed: int) -> Real:
 
 
 def smooth_noise(
-    axes_nm: tuple[Double, Double, Double], cell_nm: tuple[float, float, float], seed: int, kind: int
+    axes_nm: tuple[Double, Double, Double],
+    cell_nm: tuple[float, float, float],
+    seed: int,
+    kind: int,
 ) -> Real:
     """Value noise in [-1, 1] on a grid of points: random lattice values, smoothly interpolated.
 

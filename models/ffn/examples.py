@@ -76,7 +76,9 @@ def draw_examples(
         group = filled[rng.integers(len(filled))]
         number, centre = group[rng.integers(len(group))]
         tissue = tissues[number]
-        box = tuple(slice(c - n // 2, c + n // 2 + 1) for c, n in zip(centre, patch_shape, strict=True))
+        box = tuple(
+            slice(c - n // 2, c + n // 2 + 1) for c, n in zip(centre, patch_shape, strict=True)
+        )
         labels = tissue.labels[box]
         mask = labels == tissue.labels[centre]
         image, mask = augment(tissue.image[box].astype(np.float32), mask, augmentation, rng)
@@ -102,7 +104,9 @@ def draw_centres(
     centres = centres[labels[tuple(centres.T)] != 0]
     fills = np.empty(len(centres))
     for n, centre in enumerate(centres):
-        box = tuple(slice(c - s // 2, c + s // 2 + 1) for c, s in zip(centre, fov_shape, strict=True))
+        box = tuple(
+            slice(c - s // 2, c + s // 2 + 1) for c, s in zip(centre, fov_shape, strict=True)
+        )
         fills[n] = (labels[box] == labels[tuple(centre)]).mean()
     return centres, fills
 

@@ -57,9 +57,7 @@ def make_stepper(model: Any, config: OptimizerConfig, total_steps: int) -> Stepp
     if config.kind == 'adam':
         optimizer = keras.optimizers.Adam(schedule, global_clipnorm=config.clip_norm)
     else:
-        optimizer = keras.optimizers.SGD(
-            schedule, momentum=0.9, global_clipnorm=config.clip_norm
-        )
+        optimizer = keras.optimizers.SGD(schedule, momentum=0.9, global_clipnorm=config.clip_norm)
     optimizer.build(model.trainable_variables)
     backend = keras.backend.backend()
     if backend == 'tensorflow':
@@ -106,9 +104,7 @@ class _TensorFlowStepper(_Base):
                 logits = model(inputs, training=True)
                 loss = _loss(keras.ops, logits, targets)
             variables = model.trainable_variables
-            optimizer.apply_gradients(
-                zip(tape.gradient(loss, variables), variables, strict=True)
-            )
+            optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
             return loss, logits
 
         self._step = tf.function(step, autograph=False)

@@ -86,9 +86,7 @@ class _Trainer:
         self._fingerprint = config_lib.fingerprint(config_lib.as_dict(config))
         self._patch = patch_shape(card.fov_shape, card.deltas)
         self._tissues = load_tissues(config.data, card.voxel_size_nm, self._patch)
-        self._held_out = load_tissues(
-            config.validation.sources, card.voxel_size_nm, card.fov_shape
-        )
+        self._held_out = load_tissues(config.validation.sources, card.voxel_size_nm, card.fov_shape)
         keras.utils.set_random_seed(config.seed)
         if keras.backend.backend() == 'tensorflow':
             import tensorflow as tf

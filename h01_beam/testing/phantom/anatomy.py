@@ -217,7 +217,9 @@ def _assign_voids(weave: Weave, nodes: NodeTable, low: Reals, high: Reals) -> _V
 
 def _void_range(low: Reals, high: Reals) -> Ints:
     half = PITCH_NM / 2
-    ranges = [np.arange(int(a // half) + 2, int(b // half) - 1) for a, b in zip(low, high, strict=True)]
+    ranges = [
+        np.arange(int(a // half) + 2, int(b // half) - 1) for a, b in zip(low, high, strict=True)
+    ]
     keys = np.stack(np.meshgrid(*ranges, indexing='ij'), axis=-1).reshape(-1, 3)
     parity = keys % 2
     return keys[(parity[:, 0] == parity[:, 1]) & (parity[:, 1] == parity[:, 2])]

@@ -88,13 +88,15 @@ def _divide(
     # Space beyond the last surface is nobody's; its border is a membrane like any other.
     beyond = where.first - np.float32(render.ECS_NM)
     gap = np.minimum(where.second - where.first, 2 * np.abs(beyond))
-    membrane = render.membrane_fraction(
-        gap, config.voxel_size_nm, 0.8 + 0.5 * config.difficulty
-    )
+    membrane = render.membrane_fraction(gap, config.voxel_size_nm, 0.8 + 0.5 * config.difficulty)
     core = (slice(1, -1),) * 3
-    inside = Partition(*(np.ascontiguousarray(a[core]) for a in (where.owner, where.first, where.second)))
+    inside = Partition(
+        *(np.ascontiguousarray(a[core]) for a in (where.owner, where.first, where.second))
+    )
     kind = np.append(anatomy.kind, 0).astype(np.int8)[inside.owner]
-    _tell_neurites_from_soma(kind, inside, (points[0][core], points[1][core], points[2][core]), anatomy)
+    _tell_neurites_from_soma(
+        kind, inside, (points[0][core], points[1][core], points[2][core]), anatomy
+    )
     kind[beyond[core] > 0] = 0
     # Halfway down the profile's edge lies the border of the truth.
     structure = np.where(kind == MYELINATED, AXON, kind).astype(np.uint8)

@@ -126,12 +126,11 @@ class NodeTable:
         self.sheath = np.where(self.kind == MYELINATED, sheath, 0.0)
 
 
-def make_nodes(
-    weave: Weave, low: Reals, high: Reals, bodies: Bodies, thin: float
-) -> NodeTable:
+def make_nodes(weave: Weave, low: Reals, high: Reals, bodies: Bodies, thin: float) -> NodeTable:
     """Lists the nodes between two lattice positions (nm); axons are `thin` times as wide."""
     cells = [
-        np.arange(int(a // PITCH_NM), int(b // PITCH_NM) + 2) for a, b in zip(low, high, strict=True)
+        np.arange(int(a // PITCH_NM), int(b // PITCH_NM) + 2)
+        for a, b in zip(low, high, strict=True)
     ]
     parts = []
     for d in range(3):
@@ -158,5 +157,3 @@ def _pack(t: Tracks) -> Ints:
 
 def _arrays(t: Tracks) -> tuple[Ints, Ints, Ints, Ints]:
     return t.d, t.i, t.j, t.k
-
-

@@ -240,7 +240,11 @@ def _paint_synapses(scene: Scene) -> None:
     contacts, ids = scene.anatomy.contacts, scene.anatomy.ids
     for n in range(len(contacts.point)):
         pre, post = (int(np.searchsorted(ids, i)) for i in (contacts.pre[n], contacts.post[n]))
-        if max(pre, post) >= len(ids) or ids[pre] != contacts.pre[n] or ids[post] != contacts.post[n]:
+        if (
+            max(pre, post) >= len(ids)
+            or ids[pre] != contacts.pre[n]
+            or ids[post] != contacts.post[n]
+        ):
             continue
         _paint_density(scene, n, pre, post)
         _paint_vesicles(scene, n, pre)

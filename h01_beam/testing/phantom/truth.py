@@ -152,5 +152,3 @@ def _somata(phantom: Phantom, voxel_size_nm: VoxelSize) -> tables.Columns:
         'neuron': ids, 'z_nm': z, 'y_nm': y, 'x_nm': x,
         'radius_nm': anatomy.soma_radius_nm[at], 'inhibitory': anatomy.inhibitory[place],
     }  # fmt: skip
-
-

@@ -171,9 +171,7 @@ class Weave:
     def beyond(self, t: Tracks, side: Ints) -> Tracks:
         """The node of the parallel track across the void on a side."""
         even = t.k % 2 == 0
-        return Tracks(
-            t.d, t.i + np.where(even, 0, side), t.j + np.where(even, side, 0), t.k
-        )
+        return Tracks(t.d, t.i + np.where(even, 0, side), t.j + np.where(even, side, 0), t.k)
 
     def branch_at(self, voids: Ints) -> Ints:
         """Which of the six nodes around a void begins as a branch through it; -1 for none.
