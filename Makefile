@@ -1,4 +1,4 @@
-# `make test` is all that a fresh machine needs: it makes .venv, installs into it, and tests.
+# `make demo` or `make test` is all that a fresh machine needs: both make .venv and install into it.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -12,13 +12,18 @@ INSTALLED := $(VENV)/.installed
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 # Extra arguments for pytest, for example: make test PYTEST_ARGS='-k geometry -x'
 PYTEST_ARGS ?=
+# Extra arguments for the demo, for example: make demo DEMO_ARGS='--seed 7 --run_dir demo_7'
+DEMO_ARGS ?=
 
-.PHONY: help install system test test-all lint format lock clean
+.PHONY: help install system demo test test-all lint format lock clean
 
 help:  ## List these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(INSTALLED)  ## Make .venv with the library (editable) and the test tools
+
+demo: $(INSTALLED)  ## Make synthetic tissue, segment and score it (5 minutes): demo_run/report.html
+	$(BIN)/python -m pipelines.demo $(DEMO_ARGS)
 
 test: $(INSTALLED) system  ## Run the default tests (under 5 minutes on 2 cores)
 	$(BIN)/pytest $(PYTEST_ARGS)

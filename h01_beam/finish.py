@@ -176,6 +176,7 @@ class FinishRun(beam.PTransform):
       figures: functions of the run's path that draw into its figures folder and return
         {path of PNG: caption}.
       highlights: function of the report's content: {what: number} for its top.
+      scores: function of the run's path: `scores` of the report's content, or None.
     """
 
     def __init__(
@@ -183,20 +184,24 @@ class FinishRun(beam.PTransform):
         run: Run,
         figures: Sequence[Callable[[str], Mapping[str, str]]] = (),
         highlights: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+        scores: Callable[[str], Mapping[str, Any] | None] | None = None,
     ):
         super().__init__(label='Report')
         self._summaries = run.summaries
         self._path = run.path
-        self._stages = [plan.name for plan in run.plans]
+        self._stages = [plan.name for plan in run.all_plans()]
         self._figures = list(figures)
         self._highlights = highlights
+        self._scores = scores
 
     def expand(self, root: Any) -> beam.PCollection:
         return (
             root
             | beam.Create([self._path], reshuffle=False)
             | 'WaitForStages' >> beam.WaitOn(*self._summaries)
-            | 'Write' >> beam.Map(_write_report, self._stages, self._figures, self._highlights)
+            | 'Write' >> beam.Map(
+                _write_report, self._stages, self._figures, self._highlights, self._scores
+            )
         )
 
 
@@ -205,8 +210,12 @@ def _write_report(
     stages: Sequence[str],
     figures: Sequence[Callable[[str], Mapping[str, str]]],
     highlights: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None,
+    scores: Callable[[str], Mapping[str, Any] | None] | None,
 ) -> str:
     content = report.collect(path, stages)
+    found = scores(path) if scores else None
+    if found:
+        content['scores'] = found
     if highlights:
         content['highlights'] = dict(highlights(content))
     drawn: dict[str, str] = {}

@@ -56,12 +56,16 @@ def collect(run_path: str, stages: Sequence[str]) -> dict[str, Any]:
     """
     manifest = json.loads(storage.read_bytes(storage.join(run_path, 'run.json')))
     summaries = {
-        stage: json.loads(
-            storage.read_bytes(storage.join(run_path, 'ledger', stage, 'summary.json'))
-        )
-        for stage in stages
+        stage: json.loads(storage.read_bytes(_summary(run_path, stage))) for stage in stages
     }
     return {'run': manifest, 'stages': {name: _derive(s) for name, s in summaries.items()}}
+
+
+def _summary(run_path: str, stage: str) -> str:
+    """Path of a stage's summary; INNER/STAGE is a stage of the run INNER within this one."""
+    inner, _, name = stage.rpartition('/')
+    return storage.join(storage.join(run_path, inner) if inner else run_path, 'ledger', name,
+                        'summary.json')  # fmt: skip
 
 
 def write(run_path: str, content: Mapping[str, Any], figures: Mapping[str, str]) -> None:
@@ -155,7 +159,7 @@ def _unit(name: str) -> str:
 
 
 def _score_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    groups = {k: v for k, v in scores.items() if isinstance(v, Mapping)}
+    groups = _flatten(scores)
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     head = ''.join(f'<th class="n">{html.escape(n.replace("_", " "))}</th>' for n in names)
     rows = ''.join(
@@ -165,6 +169,19 @@ def _score_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
         for group, values in groups.items()
     )
     return f'<table><tr><th>voxels</th>{head}</tr>{rows}</table>'
+
+
+def _flatten(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Groups of scores by what they are of; those of a baseline follow under its name."""
+    groups: dict[str, Mapping[str, Any]] = {}
+    for name, values in scores.items():
+        if not isinstance(values, Mapping):
+            continue
+        if any(isinstance(value, Mapping) for value in values.values()):
+            groups |= {f'{name}, {inner}': part for inner, part in _flatten(values).items()}
+        else:
+            groups[name] = values
+    return groups
 
 
 def _format_named(name: str, value: Any) -> str:

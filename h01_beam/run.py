@@ -275,6 +275,7 @@ class Run:
       dry_run: nothing is written; only the plan is made.
       plans: the stages so far, in order of construction.
       summaries: one PCollection per stage; the final report waits for them.
+      inner: runs within this one; see `h01_beam.subrun`.
     """
 
     def __init__(self, path: str, resources: Resources, dry_run: bool = False):
@@ -283,6 +284,7 @@ class Run:
         self.dry_run = dry_run
         self.plans: list[StagePlan] = []
         self.summaries: list[Any] = []
+        self.inner: list[Run] = []
         resources.check_reachable('run_dir', self.path)
         if not dry_run:
             storage.check_writable('run_dir', self.path)
@@ -291,6 +293,22 @@ class Run:
     def at(cls, path: str) -> Run:
         """The run directory as a worker knows it: paths only."""
         return cls(path, Resources(0, 0), dry_run=True)
+
+    def within(self, name: str) -> Run:
+        """A run in a directory of this one, on the same workers."""
+        run = Run(storage.join(self.path, name), self.resources, self.dry_run)
+        self.inner.append(run)
+        return run
+
+    def all_plans(self) -> list[StagePlan]:
+        """The stages of this run and of those within it, the inner ones by their full name."""
+        plans = list(self.plans)
+        for run in self.inner:
+            name = posixpath.basename(run.path)
+            plans += [
+                dataclasses.replace(plan, name=f'{name}/{plan.name}') for plan in run.all_plans()
+            ]
+        return plans
 
     def write_manifest(self, job: str, config: Any, models: Mapping[str, str]) -> None:
         """Records in run.json what is run: config, code version, model hashes.

@@ -122,7 +122,7 @@ def execute(
         return BAD_INPUT
     try:
         worker.prepare_launch()
-        with LedgerProgress(run.plans):
+        with LedgerProgress(run.all_plans()):
             result = pipeline.run()
             if not _is_template(args.beam):
                 result.wait_until_finish()
@@ -167,7 +167,7 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
 def describe_plan(run: Run) -> str:
     """The plan as a table: blocks done and left, bytes, memory per worker."""
     lines = [f'{"stage":<28}{"blocks":>10}{"done":>10}{"reads":>12}{"writes":>12}{"memory":>12}']
-    for plan in run.plans:
+    for plan in run.all_plans():
         done = 0 if plan.since is None else count_done(plan, plan.since)
         lines.append(
             f'{plan.name:<28}{plan.blocks:>10,}{done:>10,}{_gib(plan.read_bytes):>12}'

@@ -21,16 +21,16 @@ from h01_beam.config import from_dict, load
 from h01_beam.finish import FinishRun
 from h01_beam.run import Run
 from h01_beam.segmentation.config import SegmentConfig
-from h01_beam.segmentation.figures import figures, highlights
-from h01_beam.segmentation.stage import build_segment
+from h01_beam.segmentation.figures import figures, highlights, scores
+from h01_beam.segmentation.stage import build_scored
 from pipelines import launch
 
 
 def main(args: argparse.Namespace) -> int:
     def build(root: Any, run: Run) -> None:
         config = from_dict(SegmentConfig, load(args.config, args.set))
-        build_segment(root, config, run)
-        root | FinishRun(run, figures=[figures], highlights=highlights)
+        build_scored(root, config, run)
+        root | FinishRun(run, figures=[figures], highlights=highlights, scores=scores)
 
     return launch.execute(args, args.run_dir, build, show_results)
 

@@ -17,6 +17,7 @@ BEAM_FILES = (
     'h01_beam/finish.py',
     'h01_beam/worker.py',
     'h01_beam/run.py',
+    'h01_beam/subrun.py',
     'h01_beam/*/stage.py',
     'h01_beam/agglomeration/components.py',  # a Beam algorithm by nature
     'h01_beam/testing/*',

@@ -2,9 +2,9 @@
 
     image -> smoothed -> membranes (dark sheets) -> distance to them -> seeds -> watershed
 
-Where sections are much thicker than pixels are wide, each is segmented by itself, and profiles of neighbours
-that are each other's largest overlap are one object: membranes are closed lines in a section, but
-leak between thick sections. Elsewhere the same is done in space.
+Where sections are much thicker than pixels are wide, each is segmented by itself, and profiles of
+neighbours that are each other's largest overlap are one object: membranes are closed lines in a
+section, but leak between thick sections. Elsewhere the same is done in space.
 
 Sources: sheets by the Hessian's largest eigenvalue, Frangi et al., MICCAI 1998; seeds at peaks of
 the distance to membranes and a watershed from them as in Beier et al., "Multicut brings automated
@@ -26,6 +26,7 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from h01_beam.evaluation.baseline_config import BaselineConfig
 from h01_beam.geometry import Block, Triple
 from h01_beam.plan import BlockResult
 from h01_beam.segmentation.flood import LOCAL_BITS, supervoxel_ids
@@ -40,39 +41,6 @@ WORKING_BYTES_PER_VOXEL = 64
 _MOST_SWEEPS = 200
 # From this ratio of section to pixel on, membranes leak between sections.
 _THICK = 1.5
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BaselineConfig:
-    """Settings of the baseline; lengths in nm.
-
-    Attributes:
-      smoothing_nm: standard deviation of the smoothing before sheets are sought, about half the
-        thickness of a membrane.
-      membrane_quantile: share of the voxels, from the most sheet-like, that are membrane.
-      seed_nm: seeds lie at least this far from membranes.
-      seed_depth_nm: how much deeper than the way to the next seed a seed must lie.
-      least_overlap: profiles of neighbouring sections are one object only if they share this part
-        of the smaller one.
-      min_voxels: smaller segments are left blank.
-    """
-
-    smoothing_nm: float = 16.0
-    membrane_quantile: float = 0.3
-    seed_nm: float = 24.0
-    seed_depth_nm: float = 30.0
-    least_overlap: float = 0.5
-    min_voxels: int = 200
-
-    def __post_init__(self) -> None:
-        """Checks the fields."""
-        if not 0 < self.membrane_quantile < 1:
-            raise ValueError(
-                f'baseline.membrane_quantile is {self.membrane_quantile}: must lie in (0, 1)'
-            )
-        for name in ('smoothing_nm', 'seed_nm', 'seed_depth_nm', 'min_voxels'):
-            if not getattr(self, name) > 0:
-                raise ValueError(f'baseline.{name} is {getattr(self, name)}: must be positive')
 
 
 def segment_by_watershed(

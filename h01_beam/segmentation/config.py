@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from h01_beam.evaluation.baseline_config import BaselineConfig
+from h01_beam.evaluation.config import EvaluateConfig
 from h01_beam.geometry import BlockGrid, BoundingBox, Triple
 from h01_beam.imaging.downsample import DownsampleConfig
 from h01_beam.model_file import ModelCard
@@ -103,6 +105,10 @@ class SegmentConfig:
       mask: URI of a volume whose nonzero voxels are not to be segmented, or None.
       box: part of the image to segment; None for all of it.
       model_voxel_size_nm: zyx; for models whose card does not say. None trusts the image.
+      truth: URI of the true labels, 0 = not scored. If given, the segmentation is scored, and with
+        it one of the same blocks that was made without a network.
+      evaluate: how it is scored.
+      baseline: how the other one is made.
     """
 
     image: str
@@ -111,6 +117,9 @@ class SegmentConfig:
     mask: str | None = None
     box: BoxConfig | None = None
     model_voxel_size_nm: VoxelSize | None = None
+    truth: str | None = None
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    baseline: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
     ffn: FfnConfig = dataclasses.field(default_factory=FfnConfig)
     inference: InferenceConfig = dataclasses.field(default_factory=InferenceConfig)
     reconcile: ReconcileConfig = dataclasses.field(default_factory=ReconcileConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,7 +62,31 @@ def figures(run_path: str) -> dict[str, str]:
         )
     for path, (png, _) in drawn.items():
         storage.write_bytes(path, png)
-    return {path: caption for path, (_, caption) in drawn.items()}
+    captions = {path: caption for path, (_, caption) in drawn.items()}
+    errors = storage.join(run.path, 'evaluation', 'scores.png')
+    if run.manifest['config'].get('truth') and storage.exists(errors):
+        captions[errors] = 'Where it errs most: split objects of the truth, and merging segments.'
+    return captions
+
+
+def scores(run_path: str) -> dict[str, Any] | None:
+    """Scores of a segmentation run and of its baseline, if the truth was given.
+
+    Returns:
+      `foreground` and `all`, as `pipelines.evaluate` writes them, and `baseline` with the same two.
+    """
+    run = FinishedRun(run_path)
+    if not run.manifest['config'].get('truth'):
+        return None
+    found, baseline = (
+        json.loads(storage.read_bytes(storage.join(run.path, *where, 'scores.json')))
+        for where in (('evaluation',), ('baseline', 'evaluation'))
+    )
+    regions = ('foreground', 'all')
+    return {
+        **{region: found[region] for region in regions},
+        'baseline': {region: baseline[region] for region in regions},
+    }
 
 
 def highlights(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,9 +95,18 @@ def highlights(content: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       content: of report.json; see `h01_beam.report.collect`.
     """
+    told: dict[str, Any] = {}
+    if 'scores' in content:
+        scores = content['scores']['foreground']
+        told['VOI split + merge, bits'] = round(scores['voi_split'] + scores['voi_merge'], 3)
+        told['coverage, %'] = round(100 * scores['coverage'], 1)
+        if content['scores']['all']['erl_fraction'] is not None:
+            told["run length, % of the truth's"] = round(
+                100 * content['scores']['all']['erl_fraction'], 1
+            )
     stages = content['stages']
     flood, joined = stages['flood'], stages['components']
-    told: dict[str, Any] = {
+    told |= {
         # Every supervoxel that has another's id joined that one's segment.
         'segments': flood['rows'] - joined['rows'],
         'supervoxels': flood['rows'],

@@ -6,20 +6,26 @@ components   graph    edges -> smallest supervoxel of each component, one part p
 fill         blocks   block labels -> supervoxels: the cores, blanks filled by the neighbours
 relabel      blocks   supervoxels -> segmentation with global ids
 downsample   blocks   segmentation -> its pyramid
+
+With the truth, also evaluation/ (scores) and baseline/ (the same job without a network).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import apache_beam as beam
 import fastremap
 import numpy as np
 
-from h01_beam import tables
+from h01_beam import storage, tables
 from h01_beam.agglomeration.stage import AssignSegments
 from h01_beam.blockwise import MapBlocks
+from h01_beam.evaluation.baseline import WatershedBlock
+from h01_beam.evaluation.config import Evaluation
+from h01_beam.evaluation.stage import build_evaluate
 from h01_beam.geometry import BlockGrid, Border, CoreBox, Overlap, ReadBox, Triple
 from h01_beam.imaging.stage import build_downsample
 from h01_beam.models import ModelRef
@@ -30,48 +36,153 @@ from h01_beam.segmentation.fill import FACES, Face, fill_blanks
 from h01_beam.segmentation.flood import LOCAL_BITS, FloodBlock
 from h01_beam.segmentation.reconcile import MatchConfig, match_overlap
 from h01_beam.slots import SeenBy, SlotBox, Slots
+from h01_beam.subrun import SubRun
 from h01_beam.volume import Volume, VolumeSpec
 
+# Of an evaluation, in its run directory.
+SCORES = 'scores.json'
 # Beside the labels: where runs start, and the runs (`count_pairs`).
 COUNT_BYTES_PER_VOXEL = 16
 # Beside the labels: the filled ones, distances, and what is compared (`fill_blanks`).
 FILL_BYTES_PER_VOXEL = 24
 
 
-def build_segment(root: Any, config: SegmentConfig, run: Run) -> VolumeSpec:
-    """Adds all stages of the segmentation job; returns the specification of its result.
+@dataclasses.dataclass(frozen=True)
+class Segmented:
+    """What a segmentation job yields.
+
+    Attributes:
+      labels: specification of the segmentation.
+      done: block records of the stage that wrote it.
+    """
+
+    labels: VolumeSpec
+    done: beam.PCollection
+
+
+def build_segment(root: Any, config: SegmentConfig, run: Run) -> Segmented:
+    """Adds all stages of the segmentation job.
 
     Raises:
       ValueError, FileNotFoundError: an input does not fit; nothing has been written yet.
     """
-    image = Volume.open(config.image).spec
-    model = ModelRef.resolve(config.model)
-    run.resources.check_reachable('model', config.model)
-    grid = make_grid(config, image, model.card)
-    labels = VolumeSpec(
-        uri=run.volume_uri('segmentation'),
-        voxel_size_nm=image.voxel_size_nm,
-        dtype='uint64',
-        shape=grid.bounds.shape,
-        start=grid.bounds.start,
-        chunk=config.output.chunk,
-        shard=config.output.shard,
-        encoding='compressed_segmentation',
-        kind='segmentation',
-    )
-    envelope = make_envelope(config.reconcile, grid, model.card)
-    reach = _reach(grid, envelope)
-    run.write_manifest('segmentation', config, {'ffn': model.sha256})
-    slots = Slots(grid, config.output.chunk)
-    block_labels = _slot_volume(labels, slots, run)
-    supervoxels = _work_volume(labels, 'supervoxels', run)
+    layout = _Layout.of(config, run)
+    run.write_manifest('segmentation', config, {'ffn': layout.model.sha256})
+    flood = _flood(config, layout, run)
+    return _reconcile(root, root | flood, config, layout, run)
 
-    flooded = root | _flood(config, image, model, slots, block_labels, run)
-    matched = root | _match(config.reconcile.match, envelope, slots, block_labels, run, flooded)
-    assigned = matched | AssignSegments(
-        grid, run, local_bits=LOCAL_BITS, shard_rows=config.reconcile.shard_rows
+
+def build_baseline(root: Any, config: SegmentConfig, run: Run) -> Segmented:
+    """Adds the same job without a network: the same blocks, joined in the same way."""
+    layout = _Layout.of(config, run)
+    run.write_manifest('segmentation', config, {})
+    voxel_size_nm = layout.image.voxel_size_nm
+    assert voxel_size_nm is not None, 'checked with the grid'
+    watershed = MapBlocks(
+        WatershedBlock(voxel_size_nm, config.baseline, layout.slots),
+        stage='watershed',
+        reads=_image_reads(config, layout),
+        writes={'block_labels': layout.slot_write},
+        grid=layout.slots.grid,
+        config=[config.baseline, layout.slots.grid.halo],
+        run=run,
     )
-    reach = reach if config.reconcile.fill else (0, 0, 0)
+    return _reconcile(root, root | watershed, config, layout, run)
+
+
+def build_scored(root: Any, config: SegmentConfig, run: Run) -> Segmented:
+    """Adds the job and, where the truth is known, its scores and those of the baseline.
+
+    The baseline is a run of its own in `RUN_DIR/baseline`; scores lie in `RUN_DIR/evaluation` and
+    `RUN_DIR/baseline/evaluation`.
+
+    Raises:
+      ValueError, FileNotFoundError: an input does not fit; nothing has been written yet.
+    """
+    segmented = build_segment(root, config, run)
+    if config.truth is None:
+        return segmented
+
+    def score(of: Segmented) -> Callable[[Any, Run], Any]:
+        return lambda root, inner: _evaluate(root, of, config, inner)
+
+    def baseline(root: Any, inner: Run) -> Any:
+        return root | SubRun(inner, 'evaluation', score(build_baseline(root, config, inner)))
+
+    root | SubRun(run, 'evaluation', score(segmented))
+    root | SubRun(run, 'baseline', baseline)
+    return segmented
+
+
+def _evaluate(root: Any, segmented: Segmented, config: SegmentConfig, run: Run) -> Any:
+    assert config.truth is not None
+    evaluation = Evaluation(
+        segmentation=segmented.labels,
+        truth=Volume.open(config.truth).spec,
+        image=Volume.open(config.image).spec,
+        output=storage.join(run.path, SCORES),
+        config=config.evaluate,
+    )
+    run.write_manifest('evaluate', evaluation, {})
+    return build_evaluate(root, evaluation, run, after=[segmented.done])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Inputs and volumes of a job, checked against each other."""
+
+    image: VolumeSpec
+    model: ModelRef
+    labels: VolumeSpec
+    slots: Slots
+    block_labels: VolumeSpec
+    envelope: Triple
+
+    @classmethod
+    def of(cls, config: SegmentConfig, run: Run) -> _Layout:
+        image = Volume.open(config.image).spec
+        model = ModelRef.resolve(config.model)
+        run.resources.check_reachable('model', config.model)
+        grid = make_grid(config, image, model.card)
+        labels = VolumeSpec(
+            uri=run.volume_uri('segmentation'),
+            voxel_size_nm=image.voxel_size_nm,
+            dtype='uint64',
+            shape=grid.bounds.shape,
+            start=grid.bounds.start,
+            chunk=config.output.chunk,
+            shard=config.output.shard,
+            encoding='compressed_segmentation',
+            kind='segmentation',
+        )
+        slots = Slots(grid, config.output.chunk)
+        return cls(
+            image=image,
+            model=model,
+            labels=labels,
+            slots=slots,
+            block_labels=_slot_volume(labels, slots, run),
+            envelope=make_envelope(config.reconcile, grid, model.card),
+        )
+
+    @property
+    def slot_write(self) -> Write:
+        return Write(self.block_labels, SlotBox(self.slots), self.slots.as_grid)
+
+
+def _reconcile(
+    root: Any, flooded: beam.PCollection, config: SegmentConfig, layout: _Layout, run: Run
+) -> Segmented:
+    """From block labels to one segmentation and its pyramid."""
+    labels, slots, block_labels = layout.labels, layout.slots, layout.block_labels
+    supervoxels = _work_volume(labels, 'supervoxels', run)
+    matched = root | _match(
+        config.reconcile.match, layout.envelope, slots, block_labels, run, flooded
+    )
+    assigned = matched | AssignSegments(
+        slots.grid, run, local_bits=LOCAL_BITS, shard_rows=config.reconcile.shard_rows
+    )
+    reach = _reach(slots.grid, layout.envelope) if config.reconcile.fill else (0, 0, 0)
     filled = root | _fill(reach, slots, block_labels, supervoxels, run, flooded)
     relabelled = root | MapBlocks(
         relabel,
@@ -80,12 +191,12 @@ def build_segment(root: Any, config: SegmentConfig, run: Run) -> VolumeSpec:
         # Filled voxels belong to supervoxels of the neighbours.
         table_reads={'segment_of': CoreBox(margin=reach)},
         writes={'segmentation': labels},
-        grid=grid,
+        grid=slots.grid,
         run=run,
         after=[assigned, filled],
     )
     build_downsample(root, labels, config.downsample, run, after=[relabelled])
-    return labels
+    return Segmented(labels, relabelled)
 
 
 def _work_volume(labels: VolumeSpec, name: str, run: Run) -> VolumeSpec:
@@ -103,28 +214,25 @@ def _slot_volume(labels: VolumeSpec, slots: Slots, run: Run) -> VolumeSpec:
     )
 
 
-def _flood(
-    config: SegmentConfig,
-    image: VolumeSpec,
-    model: ModelRef,
-    slots: Slots,
-    block_labels: VolumeSpec,
-    run: Run,
-) -> MapBlocks:
-    ffn = config.ffn.for_model(model.card)
-    reads = {'image': Read(image, ReadBox())}
+def _image_reads(config: SegmentConfig, layout: _Layout) -> dict[str, Read]:
+    reads = {'image': Read(layout.image, ReadBox())}
     if config.mask:
         mask = Volume.open(config.mask).spec
-        if not mask.bounds.contains(slots.grid.bounds):
-            raise ValueError(
-                f'mask {mask.uri!r} covers {mask.bounds}: must cover {slots.grid.bounds}'
-            )
+        bounds = layout.slots.grid.bounds
+        if not mask.bounds.contains(bounds):
+            raise ValueError(f'mask {mask.uri!r} covers {mask.bounds}: must cover {bounds}')
         reads['mask'] = Read(mask, ReadBox())
+    return reads
+
+
+def _flood(config: SegmentConfig, layout: _Layout, run: Run) -> MapBlocks:
+    model, slots = layout.model, layout.slots
+    ffn = config.ffn.for_model(model.card)
     return MapBlocks(
         FloodBlock(model, ffn, config.inference, slots),
         stage='flood',
-        reads=reads,
-        writes={'block_labels': Write(block_labels, SlotBox(slots), slots.as_grid)},
+        reads=_image_reads(config, layout),
+        writes={'block_labels': layout.slot_write},
         table_writes={'objects': tables.OBJECTS},
         grid=slots.grid,
         # A block lies in its slot behind a halo, which its read box does not tell where it clips.
