@@ -12,6 +12,13 @@ from matplotlib.figure import Figure
 INK, MUTED, LINE, ACCENT, SECOND = '#1c2330', '#5a6577', '#dde2ea', '#3d6fb4', '#c4622d'
 
 
+def _is_scored(result: Mapping[str, Any] | None) -> bool:
+    if result is None or result['objective'] is None:
+        return False
+    # Where nothing was found there is nothing to split or merge.
+    return all(tissue['voi_split'] is not None for tissue in result['tissues'])
+
+
 def draw_curves(curve: Sequence[Mapping[str, Any]]) -> bytes:
     """Draws a training's records (see `models.ffn.train`) as a PNG."""
     figure = Figure(figsize=(10.8, 3.4), dpi=110, layout='constrained')
@@ -23,7 +30,7 @@ def draw_curves(curve: Sequence[Mapping[str, Any]]) -> bytes:
     scored = [
         (record['steps'], record['validation'])
         for record in curve
-        if record.get('validation', {}).get('objective') is not None
+        if _is_scored(record.get('validation'))
     ]
     for name, colour in (('voi_split', ACCENT), ('voi_merge', SECOND)):
         means = [

@@ -237,7 +237,9 @@ def _describe(record: dict[str, Any], rounds: int) -> str:
     if result['objective'] is None:
         return text + '   held-out tissue: given up, it floods on and on'
     scores = '   '.join(
-        f'{t["voi_split"]:.3f} + {t["voi_merge"]:.3f} bits at {t["coverage"]:.0%}'
+        'nothing found'
+        if t['voi_split'] is None
+        else f'{t["voi_split"]:.3f} + {t["voi_merge"]:.3f} bits at {t["coverage"]:.0%}'
         for t in result['tissues']
     )
     return f'{text}   held-out tissue: {scores}   objective {result["objective"]:.3f}'
