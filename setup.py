@@ -41,6 +41,7 @@ EXTRAS_REQUIRE = {
     'test': [
         'gcp-storage-emulator>=2026.1',
         'hypothesis>=6.130,<7',
+        'jax>=0.6',
         'mypy>=1.19',
         'pre-commit>=4.0',
         'pytest>=8.3',
