@@ -199,9 +199,8 @@ class FinishRun(beam.PTransform):
             root
             | beam.Create([self._path], reshuffle=False)
             | 'WaitForStages' >> beam.WaitOn(*self._summaries)
-            | 'Write' >> beam.Map(
-                _write_report, self._stages, self._figures, self._highlights, self._scores
-            )
+            | 'Write'
+            >> beam.Map(_write_report, self._stages, self._figures, self._highlights, self._scores)
         )
 
 

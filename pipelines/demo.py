@@ -77,7 +77,7 @@ def show_results(run_dir: str, seconds: float) -> None:
 def flags() -> argparse.ArgumentParser:
     result = launch.parser(__doc__ or '', config=False, run_dir=False)
     result.add_argument('--run_dir', default='demo_run', help='default: %(default)s')
-    result.add_argument('--seed', type=int, default=2026, help='of the tissue; default: %(default)s')
+    result.add_argument('--seed', type=int, default=2026, help='default: %(default)s')
     result.add_argument('--difficulty', type=float, default=0.3, help='0 (easy) to 1')
     result.add_argument('--shape', type=launch.integers, default=(48, 224, 224), metavar='Z,Y,X')
     result.add_argument('--model', default=str(NETWORK), help='default: %(default)s')

@@ -99,7 +99,8 @@ def draw_centres(
       that its object fills.
     """
     margin = [n // 2 for n in patch_shape]
-    low, high = np.array(margin), np.array(labels.shape) - margin
+    low = np.array(margin, np.int64)
+    high = np.array(labels.shape, np.int64) - low
     centres = rng.integers(low, high, (count, 3))
     centres = centres[labels[tuple(centres.T)] != 0]
     fills = np.empty(len(centres))

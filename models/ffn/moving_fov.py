@@ -24,7 +24,7 @@ Real = npt.NDArray[np.float32]
 
 
 def patch_shape(fov_shape: Triple, deltas: Triple) -> Triple:
-    """zyx shape of an example: the field of view at all places it may move to."""
+    """Shape of an example, zyx: the field of view at all places it may move to."""
     z, y, x = (n + 2 * d for n, d in zip(fov_shape, deltas, strict=True))
     return z, y, x
 
@@ -56,7 +56,7 @@ class MovingFov:
         self._targets = np.empty((batch_size, *fov_shape, 1), np.float32)
 
     def next_batch(self) -> tuple[Real, Real]:
-        """Inputs (b, z, y, x, 2) and soft targets (b, z, y, x, 1), float32; reused by later calls."""
+        """Inputs (b, z, y, x, 2) and targets (b, z, y, x, 1), float32; later calls reuse both."""
         for n, slot in enumerate(self._slots):
             slot.look(self._inputs[n], self._targets[n, ..., 0])
         return self._inputs, self._targets
@@ -121,7 +121,7 @@ class _Slot:
         """The next place where the object goes on, or None when the example is done."""
         while self._moves and self._left:
             offset = self._moves.pop()
-            at = tuple(n // 2 + o for n, o in zip(self._canvas.shape, offset, strict=True))
+            at = tuple(s // 2 + o for s, o in zip(self._mask.shape, offset, strict=True))
             if self._canvas[at] >= self._move:
                 self._left -= 1
                 return offset

@@ -134,6 +134,9 @@ class _JaxStepper(_Base):
             return loss, logits, weights, slots
 
         self._step = jax.jit(step, donate_argnums=(0, 2))
+        self._weights: Any
+        self._rest: Any
+        self._slots: Any
         self._load()
 
     def step(self, inputs: Real, targets: Real) -> tuple[float, Real]:

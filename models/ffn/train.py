@@ -27,9 +27,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import app
+from absl import app, logging
 from absl import flags as absl_flags
-from absl import logging
 
 from h01_beam import config as config_lib
 from h01_beam import models, storage
@@ -204,7 +203,8 @@ class _Trainer:
         told = {'fingerprint': self._fingerprint, 'round': self.round, 'curve': self._curve}
         buffer = io.BytesIO()
         packed = np.frombuffer(json.dumps(told).encode(), np.uint8)
-        np.savez(buffer, told=packed, **self._stepper.state())
+        arrays: dict[str, Any] = {'told': packed, **self._stepper.state()}
+        np.savez(buffer, **arrays)
         storage.write_bytes(storage.join(self._output, CHECKPOINT), buffer.getvalue())
         text = json.dumps(self._curve, indent=1)
         storage.write_bytes(storage.join(self._output, CURVE), text.encode())
@@ -251,7 +251,7 @@ def describe_plan(config: TrainConfig, card: ModelCard) -> str:
     steps = config.rounds * config.round_steps
     return '\n'.join(
         [
-            f'network      {card.name}: field of view {card.fov_shape}, deltas {card.deltas} (zyx), '
+            f'network      {card.name}: field of view {card.fov_shape}, deltas {card.deltas}, '
             f'{model.count_params():,} weights',
             f'training     {steps:,} steps of {config.batch_size} fields of view in '
             f'{config.rounds} rounds, {config.precision}',
@@ -262,6 +262,7 @@ def describe_plan(config: TrainConfig, card: ModelCard) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
+    """Runs the script; returns its exit code."""
     try:
         config = config_lib.from_dict(TrainConfig, config_lib.load(args.config, args.set))
         if args.dry_run:
@@ -278,6 +279,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the command line."""
     absl_flags.FLAGS(argv[:1])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -22,7 +22,7 @@ from models.ffn.sources import Tissue
 _MERGE_TOLERANCE_NODES = 2
 
 
-class TooManySteps(Exception):
+class TooManyStepsError(Exception):
     """A network floods on and on: it is no good."""
 
 
@@ -47,20 +47,17 @@ def validate(
         unlabelled voxel is a segment of its own, so that leaving blanks costs; infinite if the
         network was given up. `tissues`: the scores of each.
     """
-    results = []
+    results: list[dict[str, Any]] = []
     for tissue in tissues:
         try:
             labels = _segment(network, card, tissue, config.for_model(card), max_steps)
-        except TooManySteps:
+        except TooManyStepsError:
             results.append({'tissue': tissue.name, 'objective': None})
             continue
         results.append({'tissue': tissue.name, **_summary(_score(labels, tissue))})
-    objectives = [r['objective'] for r in results]
-    failed = not objectives or any(o is None for o in objectives)
-    return {
-        'objective': None if failed else float(np.mean(objectives)),
-        'tissues': results,
-    }
+    objectives = [r['objective'] for r in results if r['objective'] is not None]
+    failed = not objectives or len(objectives) < len(results)
+    return {'objective': None if failed else float(np.mean(objectives)), 'tissues': results}
 
 
 def _segment(
@@ -73,7 +70,7 @@ def _segment(
         nonlocal steps
         steps += 1
         if steps > max_steps:
-            raise TooManySteps
+            raise TooManyStepsError
         batch[0, ..., 0], batch[0, ..., 1] = image_fov, logit_fov
         return network(batch)[0]
 

@@ -9,12 +9,10 @@ the way straight to the nearest axis stays within.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-
-from h01_beam.geometry import BoundingBox
 
 Reals = npt.NDArray[np.float64]
 Real = npt.NDArray[np.float32]
@@ -25,6 +23,7 @@ Axes = tuple[Reals, Reals, Reals]
 # Beyond this distance from every surface there is nothing but extracellular space.
 REACH_NM = 240.0
 NOBODY = -1
+_SLAB_POINTS = 32_768
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,53 +95,74 @@ def partition(
     second = np.full(shape, REACH_NM, np.float32)
     windows = cones.windows(axes_nm, REACH_NM + slack_nm)
     rank = np.searchsorted(ids, cones.owner).astype(np.int32)
-    for n in np.flatnonzero((windows[:, :, 0] < windows[:, :, 1]).all(axis=1)):
-        window = tuple(slice(a, b) for a, b in windows[n])
-        z, y, x = (p[window] for p in points)
-        distance = distance_to_cone(cones, n, z, y, x)
-        _merge(distance, rank[n], owner[window], first[window], second[window])
+    # One set of buffers for all cones, small enough to stay in a core's cache.
+    buffers = np.empty((6, max(_SLAB_POINTS, shape[1] * shape[2])), np.float32)
+    for n in np.flatnonzero((windows[:, :, 0] < windows[:, :, 1]).all(axis=1)).tolist():
+        for window in _slabs(windows[n]):
+            z, y, x = (p[window] for p in points)
+            scratch = buffers[:, : z.size].reshape(6, *z.shape)
+            distance = distance_to_cone(cones, n, z, y, x, scratch)
+            _merge(distance, rank[n], owner[window], first[window], second[window], scratch[4:])
     return Partition(owner, first, second)
 
 
-def distance_to_cone(cones: Cones, n: int, z: Real, y: Real, x: Real) -> Real:
+def _slabs(ranges: npt.NDArray[np.int64]) -> Iterator[tuple[slice, slice, slice]]:
+    """Cuts a window, (3, 2) index ranges, into slabs along z of at most `_SLAB_POINTS` points."""
+    (z0, z1), (y0, y1), (x0, x1) = ranges.tolist()
+    step = max(1, _SLAB_POINTS // ((y1 - y0) * (x1 - x0)))
+    for z in range(z0, z1, step):
+        yield slice(z, min(z + step, z1)), slice(y0, y1), slice(x0, x1)
+
+
+def distance_to_cone(
+    cones: Cones, n: int, z: Real, y: Real, x: Real, scratch: Real | None = None
+) -> Real:
     """Signed distance (float32 nm) of points to the surface of one cone, negative inside.
 
     Only correctly rounded operations, so a point's value does not depend on its place in an array.
+    `scratch`, of five or more arrays of the points' shape, is written to; the first is returned.
     """
     start, end = cones.start[n].astype(np.float32), cones.end[n].astype(np.float32)
     along = end - start
     squared = np.float32(max(float((along.astype(np.float64) ** 2).sum()), 1e-6))
-    dz, dy, dx = z - start[0], y - start[1], x - start[2]
-    part = dz * along[0]
-    part += dy * along[1]
-    part += dx * along[2]
+    if scratch is None:
+        scratch = np.empty((5, *z.shape), np.float32)
+    away, part, product = scratch[:3], scratch[3], scratch[4]
+    np.subtract(z, start[0], out=away[0])
+    np.subtract(y, start[1], out=away[1])
+    np.subtract(x, start[2], out=away[2])
+    np.multiply(away[0], along[0], out=part)
+    for axis in (1, 2):
+        np.multiply(away[axis], along[axis], out=product)
+        part += product
     part *= np.float32(1) / squared
-    np.clip(part, np.float32(0), np.float32(1), out=part)
-    dz -= part * along[0]
-    dy -= part * along[1]
-    dx -= part * along[2]
-    dz *= dz
-    dy *= dy
-    dz += dy
-    dx *= dx
-    dz += dx
-    np.sqrt(dz, out=dz)
-    growth = np.float32(cones.radius_end[n] - cones.radius_start[n])
-    part *= growth
-    dz -= part
-    dz -= np.float32(cones.radius_start[n])
-    return dz
+    np.maximum(part, np.float32(0), out=part)
+    np.minimum(part, np.float32(1), out=part)
+    for axis in range(3):
+        np.multiply(part, along[axis], out=product)
+        away[axis] -= product
+        away[axis] *= away[axis]
+    distance = away[0]
+    distance += away[1]
+    distance += away[2]
+    np.sqrt(distance, out=distance)
+    part *= np.float32(cones.radius_end[n] - cones.radius_start[n])
+    distance -= part
+    distance -= np.float32(cones.radius_start[n])
+    return distance
 
 
-def _merge(distance: Real, rank: np.int32, owner: Index, first: Real, second: Real) -> None:
+def _merge(
+    distance: Real, rank: np.int32, owner: Index, first: Real, second: Real, scratch: Real
+) -> None:
     """Enters one cone: `second` stays the nearest surface of any owner but the first."""
-    nearer = distance < first
-    mine = owner == rank
-    # A new owner's nearest rival is the old one.
-    np.copyto(second, first, where=nearer & ~mine)
-    np.copyto(owner, rank, where=nearer)
-    farther = ~(nearer | mine)
-    np.minimum(second, distance, out=second, where=farther)
+    rival, penalty = scratch
+    # The rival of the nearer of the two, unless both are one owner's.
+    np.maximum(first, distance, out=rival)
+    np.multiply(owner == rank, np.float32(1e9), out=penalty)
+    rival += penalty
+    np.minimum(second, rival, out=second)
+    np.copyto(owner, rank, where=distance < first)
     np.minimum(first, distance, out=first)
 
 
@@ -158,7 +178,7 @@ def nearest_two(cones: Cones, points: Reals) -> tuple[Ids, Ids]:
     for n, point in enumerate(points):
         near = np.flatnonzero(((low <= point) & (point <= high)).all(axis=1))
         z, y, x = (np.full(1, p, np.float32) for p in point)
-        distance = np.array([distance_to_cone(cones, m, z, y, x)[0] for m in near])
+        distance = np.array([distance_to_cone(cones, m, z, y, x)[0] for m in near.tolist()])
         order = np.argsort(distance, kind='stable')
         owners = cones.owner[near][order]
         if len(owners):

@@ -5,8 +5,8 @@
 
 Every step keeps tracks apart: jitter and warp are small against their distance, and the opening
 pushes tracks outwards from the axes of thick ones (rho -> sqrt(rho^2 + R^2)), so that a dendrite
-makes room for itself. Axes do not cross; where two dendrites push a thin track from both sides it may
-come so near to one that it is cut: that happens to less than one voxel in a hundred.
+makes room for itself. Axes do not cross; where two dendrites push a thin track from both sides it
+may come so near to one that it is cut: less than one voxel in a hundred is lost in that way.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def lattice_positions(weave: Weave, t: Tracks, half: bool = False) -> Reals:
 
 def void_positions(weave: Weave, voids: Ints) -> Reals:
     """(n, 3) positions of voids in lattice nm: opened like the tracks around them."""
-    points = voids * (PITCH_NM / 2)
+    points = voids.astype(np.float64) * (PITCH_NM / 2)
     nowhere = np.full(len(voids), 2**20)
     return _open(weave, points, Tracks(nowhere % 3, nowhere, nowhere, nowhere))
 

@@ -91,7 +91,9 @@ def _divide(
     membrane = render.membrane_fraction(gap, config.voxel_size_nm, 0.8 + 0.5 * config.difficulty)
     core = (slice(1, -1),) * 3
     inside = Partition(
-        *(np.ascontiguousarray(a[core]) for a in (where.owner, where.first, where.second))
+        np.ascontiguousarray(where.owner[core]),
+        np.ascontiguousarray(where.first[core]),
+        np.ascontiguousarray(where.second[core]),
     )
     kind = np.append(anatomy.kind, 0).astype(np.int8)[inside.owner]
     _tell_neurites_from_soma(
@@ -136,7 +138,7 @@ def _tell_neurites_from_soma(
 
 def _axes(box: BoundingBox, config: PhantomConfig) -> Axes:
     z, y, x = (
-        (np.arange(s, e) + 0.5) * v
+        (np.arange(s, e, dtype=np.float64) + 0.5) * v
         for s, e, v in zip(box.start, box.end, config.voxel_size_nm, strict=True)
     )
     return z, y, x

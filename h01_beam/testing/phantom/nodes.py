@@ -13,7 +13,6 @@ from h01_beam.testing.phantom.weave import (
     DENDRITE,
     MYELINATED,
     PITCH_NM,
-    Bools,
     Ints,
     Reals,
     Tracks,

@@ -1,4 +1,4 @@
-"""What the microscope sees: grey values of a partition of space, seen through its sections.
+r"""What the microscope sees: grey values of a partition of space, seen through its sections.
 
 A voxel of a section is the mean over its thickness. Membranes are dark sheets; one that stands
 oblique in a section is smeared over a wide band:
@@ -227,7 +227,7 @@ def _within(
     rank = np.searchsorted(anatomy.ids, cones.owner)
     rank = np.minimum(rank, len(anatomy.ids) - 1)
     known = anatomy.ids[rank] == cones.owner
-    for n in np.flatnonzero((windows[:, :, 0] < windows[:, :, 1]).all(axis=1) & known):
+    for n in np.flatnonzero((windows[:, :, 0] < windows[:, :, 1]).all(axis=1) & known).tolist():
         window = tuple(slice(a, b) for a, b in windows[n])
         distance = distance_to_cone(cones, n, *scene.at(window))
         inside = (distance < 0) & (scene.where.owner[window] == rank[n])

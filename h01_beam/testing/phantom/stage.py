@@ -23,7 +23,7 @@ from h01_beam.testing.phantom.truth import SCHEMAS, truth_tables
 from h01_beam.volume import VolumeSpec
 
 CHUNK: Triple = (16, 64, 64)
-BLOCK: Triple = (64, 256, 256)
+BLOCK: Triple = (64, 256, 512)
 # Raise it when a change of code changes the tissue.
 VERSION = 1
 # Measured peak, in bytes per voxel of the block: distances, points, grey, labels and their copies.

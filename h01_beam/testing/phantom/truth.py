@@ -100,7 +100,7 @@ def _skeleton_edges(phantom: Phantom, voxel_size_nm: VoxelSize) -> tables.Column
     # Balls (heads of spines, somata) are no edges.
     at = at[(cones.start[at] != cones.end[at]).any(axis=1)]
     part = cones.take(at)
-    columns = {'neuron': part.owner}
+    columns: tables.Columns = {'neuron': part.owner}
     for end, points in enumerate((part.start, part.end)):
         for axis, name in enumerate('zyx'):
             columns[f'{name}{end}_nm'] = points[:, axis]

@@ -65,8 +65,8 @@ class Tracks:
     j: Ints
     k: Ints
 
-    def __getitem__(self, where: object) -> Tracks:
-        return Tracks(self.d[where], self.i[where], self.j[where], self.k[where])  # type: ignore[index]
+    def __getitem__(self, where: Ints | Bools) -> Tracks:
+        return Tracks(self.d[where], self.i[where], self.j[where], self.k[where])
 
     def __len__(self) -> int:
         return len(self.d)
