@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,11 @@ from h01_beam.segmentation import seeds
 from h01_beam.segmentation.canvas import OBJECT_DTYPE, Canvas, Predict
 from h01_beam.segmentation.ffn_config import FfnConfig
 from h01_beam.segmentation.movement import check_deltas
+
+# For z, y and x: at the first voxel, and at the last.
+Faces: TypeAlias = Sequence[tuple[bool, bool]]
+Margins: TypeAlias = Sequence[tuple[int, int]]
+EVERY_FACE: Faces = ((True, True),) * 3
 
 __all__ = ['FfnConfig', 'FloodFill', 'Predict', 'check_image', 'flood_fill']
 
@@ -63,6 +69,7 @@ def flood_fill(
     config: FfnConfig | None = None,
     mask: npt.NDArray[np.bool_] | None = None,
     seed_points: npt.NDArray[np.integer] | None = None,
+    faces: Faces = EVERY_FACE,
 ) -> FloodFill:
     """Segments an image object by object.
 
@@ -79,6 +86,8 @@ def flood_fill(
         reach into it by at most half a FOV. None: nowhere.
       seed_points: (n, 3) integer zyx voxels to start from, in this order, instead of the seed
         policy's; `seeds.reverse_origins` gives those of a second pass.
+      faces: for z, y, x, whether the first and the last voxel lie at a face of the volume; with
+        `config.border` 'reflect', the image is mirrored there.
 
     Returns:
       Labels, records and counters. A function of the arguments alone, if `predict` is one.
@@ -93,6 +102,14 @@ def flood_fill(
     deltas = as_triple('deltas', deltas)
     check_image(image, fov_shape, mask)
     check_deltas(fov_shape, deltas)
+    if config.border == 'reflect':
+        margins = _margins(fov_shape, faces)
+        if seed_points is not None:
+            seed_points = np.asarray(seed_points) + [before for before, _ in margins]
+        image, mask = _reflect(image, mask, margins)
+        mirrored = dataclasses.replace(config, border='clip')
+        flooded = flood_fill(image, predict, fov_shape, deltas, mirrored, mask, seed_points)
+        return _cut_off(flooded, margins)
 
     # Before the canvas is made, because the two need their memory one after the other.
     if seed_points is None:
@@ -115,6 +132,37 @@ def flood_fill(
             'total': time.perf_counter() - started,
         },
     )
+
+
+def _margins(fov_shape: Triple, faces: Faces) -> Margins:
+    """Voxels to mirror before and after, for each axis: half a field of view at every face."""
+    return tuple(
+        (size // 2 if before else 0, size // 2 if after else 0)
+        for size, (before, after) in zip(fov_shape, faces, strict=True)
+    )
+
+
+def _reflect(
+    image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_] | None, margins: Margins
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Mirrors the image beyond faces; the field of view sees that, but its centre stays within."""
+    wide = np.pad(image, margins, 'reflect')
+    outside = np.ones(wide.shape, np.bool_)
+    inside = _inside(margins, wide.shape)
+    outside[inside] = False if mask is None else mask
+    return wide, outside
+
+
+def _cut_off(flooded: FloodFill, margins: Margins) -> FloodFill:
+    inside = _inside(margins, flooded.labels.shape)
+    objects = flooded.objects.copy()
+    objects['seed'] -= np.array([before for before, _ in margins], np.int32)
+    labels = np.ascontiguousarray(flooded.labels[inside])
+    return dataclasses.replace(flooded, labels=labels, objects=objects)
+
+
+def _inside(margins: Margins, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(a, size - b) for (a, b), size in zip(margins, shape, strict=True))
 
 
 def check_image(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 from h01_beam.model_file import ModelCard
 from h01_beam.segmentation import seeds
@@ -37,6 +38,9 @@ class FfnConfig:
       image_stddev: grey levels shown to the network as 1. None: likewise; the published 33.
       seed_policy: 'peaks' (far from edges in 3-d), 'peaks_2d' (far from edges in each section)
         or 'grid_3d'.
+      border: 'clip' keeps the field of view within the volume, as published: what lies nearer to a
+        face than half of it is only reached from within. 'reflect' mirrors the image there, so
+        that the centre goes up to the faces.
       seed_voxel_size_nm: zyx; `peaks` measures distances in it. None: in voxels, as published.
     """
 
@@ -50,6 +54,7 @@ class FfnConfig:
     image_mean: float | None = None
     image_stddev: float | None = None
     seed_policy: str = 'peaks'
+    border: Literal['clip', 'reflect'] = 'clip'
     seed_voxel_size_nm: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -112,6 +117,8 @@ class FfnConfig:
                 f'ffn.seed_policy is {self.seed_policy!r}: must be one of '
                 f'{", ".join(seeds.POLICIES)}'
             )
+        if self.border not in ('clip', 'reflect'):
+            raise ValueError(f'ffn.border is {self.border!r}: must be clip or reflect')
         size = self.seed_voxel_size_nm
         if size is not None and (
             len(size) != 3 or not all(math.isfinite(edge) and edge > 0 for edge in size)

@@ -8,12 +8,12 @@ import time
 
 import numpy as np
 
-from h01_beam.geometry import Block, Triple
+from h01_beam.geometry import Block, BoundingBox, Triple
 from h01_beam.models import RUNTIME_BYTES, ModelRef
 from h01_beam.plan import BlockResult
 from h01_beam.segmentation.config import InferenceConfig
 from h01_beam.segmentation.executor import BatchExecutor
-from h01_beam.segmentation.ffn import FfnConfig, flood_fill
+from h01_beam.segmentation.ffn import Faces, FfnConfig, flood_fill
 from h01_beam.slots import Slots
 
 # A supervoxel id is the block's number, then this many bits for the object within the block.
@@ -57,6 +57,7 @@ class FloodBlock:
                 card.deltas,
                 self.ffn,
                 mask=None if mask is None else mask != 0,
+                faces=_faces(block, self.slots.grid.bounds),
             )
         base = np.uint64(self.slots.grid.linear(block.index) << LOCAL_BITS)
         voxels = np.bincount(
@@ -68,6 +69,16 @@ class FloodBlock:
         metrics |= {'seed_seconds': flooded.seconds['seeds'], **share()}
         arrays = {'block_labels': self.slots.pad(ids, block)}
         return BlockResult(arrays=arrays, rows={'objects': rows}, metrics=metrics)
+
+
+def _faces(block: Block, bounds: BoundingBox) -> Faces:
+    """At which ends of its axes what a block reads lies at a face of the volume."""
+    return [
+        (low == first, high == last)
+        for low, high, first, last in zip(
+            block.read.start, block.read.end, bounds.start, bounds.end, strict=True
+        )
+    ]
 
 
 class NetworkProcess:

@@ -42,7 +42,8 @@ from models.ffn.stepper import Stepper, make_stepper
 from models.ffn.train_config import NetworkConfig, TrainConfig
 from models.ffn.validate import validate
 
-CHECKPOINT, CURVE, MODEL = 'checkpoint.npz', 'curve.json', 'model.keras'
+CHECKPOINT, CURVE = 'checkpoint.npz', 'curve.json'
+MODEL, CANDIDATE = 'model.keras', 'candidate.keras'
 
 
 def train(config: TrainConfig, output: str) -> models.ModelRef:
@@ -117,43 +118,53 @@ class _Trainer:
     def run_round(self) -> None:
         """Trains one round, validates if it is time, and leaves a checkpoint."""
         config, started = self._config, time.perf_counter()
-        fov = MovingFov(
-            draw_examples(
-                self._tissues, self._patch, self._card.fov_shape, config.sampling, config.augment,
-                (config.seed, self.round),
-            ),
-            config.batch_size,
-            self._card.fov_shape,
-            self._card.deltas,
-            (self._card.image_mean, self._card.image_stddev),
-            config.sampling,
-        )  # fmt: skip
+        fov = self._place_fields_of_view()
         losses = np.empty(config.round_steps)
+        overlap = np.zeros(3, np.int64)
         for step in range(config.round_steps):
             inputs, targets = fov.next_batch()
             losses[step], logits = self._stepper.step(inputs, targets)
             fov.put_back(logits)
+            overlap += count_overlap(logits, targets)
         self.round += 1
+        both, told, true = overlap.tolist()
         record: dict[str, Any] = {
             'round': self.round,
             'steps': self.round * config.round_steps,
             'loss': float(losses.mean()),
+            'f1': 2 * both / max(1, told + true),
             'seconds': round(time.perf_counter() - started, 2),
         }
+        self._curve.append(record)
         if self._is_time_to_validate():
             record['validation'] = self._validate()
-        self._curve.append(record)
         self._save()
         print(_describe(record, config.rounds), flush=True)
+
+    def _place_fields_of_view(self) -> MovingFov:
+        """New examples in all slots: a function of the seed and the round alone."""
+        config, card = self._config, self._card
+        examples = draw_examples(
+            self._tissues, self._patch, card.fov_shape, config.sampling, config.augment,
+            (config.seed, self.round),
+        )  # fmt: skip
+        return MovingFov(
+            examples,
+            config.batch_size,
+            card.fov_shape,
+            card.deltas,
+            (card.image_mean, card.image_stddev),
+            config.sampling,
+        )
 
     def finish(self) -> models.ModelRef:
         """Writes the card with all that is known by now, and the curves."""
         path = storage.join(self._output, MODEL)
         best = self._best()
         if best is None:
-            self._write_model(path, None)
-        model = models.load_keras(path, self._keras)
-        ref = models.save_model(model, self._finished_card(best), path)
+            ref = self._write_model(path, self._curve[-1])
+        else:
+            ref = models.ModelRef.resolve(path)
         storage.write_bytes(storage.join(self._output, 'curves.png'), draw_curves(self._curve))
         return ref
 
@@ -165,39 +176,40 @@ class _Trainer:
 
     def _validate(self) -> dict[str, Any]:
         """Scores the network of now; the best yet becomes OUTPUT/model.keras."""
-        path = storage.join(self._output, 'candidate.keras')
-        ref = self._write_model(path, None)
+        path = storage.join(self._output, CANDIDATE)
+        ref = self._write_model(path, self._curve[-1])
         network = ref.load(precision='float32', threads=self._config.threads)
         settings = self._config.validation
         result = validate(network, ref.card, self._held_out, settings.ffn, settings.max_steps)
         best = self._best()
         objective = result['objective']
-        if best is None or (objective is not None and objective < best['objective']):
-            self._write_model(storage.join(self._output, MODEL), result)
+        if objective is not None and (best is None or objective < best['validation']['objective']):
+            record = {**self._curve[-1], 'validation': result}
+            self._write_model(storage.join(self._output, MODEL), record)
         return result
 
     def _best(self) -> dict[str, Any] | None:
-        """The validation with the lowest objective so far; a failed one only if all failed."""
-        done = [record['validation'] for record in self._curve if 'validation' in record]
-        scored = [result for result in done if result['objective'] is not None]
-        return min(scored, key=lambda result: result['objective']) if scored else None
+        """The record of the round with the lowest objective so far; None if none has any."""
+        scored = [r for r in self._curve if r.get('validation', {}).get('objective') is not None]
+        return min(scored, key=lambda r: r['validation']['objective']) if scored else None
 
-    def _write_model(self, path: str, scores: dict[str, Any] | None) -> models.ModelRef:
-        return models.save_model(self._stepper.sync(), self._finished_card(scores), path)
-
-    def _finished_card(self, scores: dict[str, Any] | None) -> ModelCard:
-        steps = self.round * self._config.round_steps
+    def _write_model(self, path: str, record: dict[str, Any]) -> models.ModelRef:
+        """Writes the network of now, whose round the record tells of."""
+        steps = record['steps']
         recipe = {
             'config': config_lib.as_dict(self._config),
             'data': [tissue.name for tissue in self._tissues],
             'held_out': [tissue.name for tissue in self._held_out],
             'steps': steps,
             'fields_of_view': steps * self._config.batch_size,
-            'seconds': round(sum(record['seconds'] for record in self._curve)),
+            'seconds': round(sum(r['seconds'] for r in self._curve)),
             'backend': self._keras.backend.backend(),
             'device': _device(self._keras),
         }
-        return dataclasses.replace(self._card, recipe=recipe, scores=scores or {})
+        card = dataclasses.replace(
+            self._card, recipe=recipe, scores=record.get('validation', {})
+        )
+        return models.save_model(self._stepper.sync(), card, path)
 
     def _save(self) -> None:
         told = {'fingerprint': self._fingerprint, 'round': self.round, 'curve': self._curve}

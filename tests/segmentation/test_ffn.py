@@ -465,3 +465,28 @@ def test_grey_levels_are_those_of_the_model():
     assert FfnConfig(image_mean=120.0).for_model(card).grey_levels == (120.0, 20.0)
     with pytest.raises(ValueError, match=r"ffn.image_stddev is 33.0, but .* 'net' says 20.0: must"):
         FfnConfig(image_stddev=33.0).for_model(card)
+
+
+def test_a_reflected_border_is_reached_and_leaves_no_trace_elsewhere():
+    """Mirrored, an object that only touches a face is found; seeds and labels stay in the image."""
+    image = np.full((11, 25, 25), 20, np.uint8)
+    image[:, 12:, :6] = 220  # Within half a field of view of the face x = 0.
+    mask = np.zeros(image.shape, bool)
+    mask[:, :, 20:] = True
+
+    def predict(image_fov, logit_fov):
+        return np.where(image_fov > 0, np.float32(6), np.float32(-6))
+
+    def flood(border, faces=((True, True),) * 3):
+        config = FfnConfig(min_segment_size=10, border=border, disco_seed_threshold=None)
+        return flood_fill(image, predict, (5, 15, 15), (1, 4, 4), config, mask, faces=faces)
+
+    assert not flood('clip').labels[:, 12:, :6].any()
+    found = flood('reflect')
+    assert found.labels.shape == image.shape
+    assert found.labels[5, 18, 3] and (found.labels > 0).sum() > 0.6 * (image > 100).sum()
+    assert not found.labels[image < 100].any()
+    assert all((0 <= seed).all() and (seed < image.shape).all() for seed in found.objects['seed'])
+    # Not at that face: as if clipped.
+    inner = flood('reflect', ((True, True), (True, True), (False, True)))
+    assert not inner.labels[:, 12:, :6].any()
