@@ -25,6 +25,7 @@ Rgb = NDArray[np.float64]
 # Paul Tol's 'bright' scheme, told apart by colour-blind readers; grey is kept for context.
 _COLOURS = ('#4477AA', '#EE6677', '#CCBB44', '#228833', '#AA3377', '#66CCEE')
 _KEY_LABELS = 4
+_KEY_NOUN_INCHES = 0.7
 _OTHER_PARTS = '#DDAA88'
 _INK = '#222222'
 _MUTED = '#6b6b6b'
@@ -145,13 +146,22 @@ def _draw_caption(figure: Figure, crop: ErrorCrop, number: int, left: float, bot
         f'{crop.parts} {others} of {crop.min_fraction:.0%} or more, the largest '
         f'{crop.largest_fraction:.0%}   at z {z}, y {y}, x {x}'
     )
-    figure.text(left / width, (bottom + 0.21) / height, head, size=8.5, weight='bold', color=_INK)
+    title = figure.text(
+        left / width, (bottom + 0.21) / height, head, size=8.5, weight='bold', color=_INK
+    )
     figure.text(left / width, (bottom + 0.06) / height, tail, size=7.5, color=_MUTED)
-    _draw_key(figure, crop, others, left + 3 * _PANEL_INCHES + 0.1, bottom + 0.21)
+    room = (title.get_window_extent().x1 / figure.dpi, left + 3 * _PANEL_INCHES + 0.1)
+    _draw_key(figure, crop, others, room, bottom + 0.21)
 
 
-def _draw_key(figure: Figure, crop: ErrorCrop, others: str, right: float, bottom: float) -> None:
-    """Writes the ids of the largest parts in this section, each in its colour."""
+def _draw_key(
+    figure: Figure, crop: ErrorCrop, others: str, room: tuple[float, float], bottom: float
+) -> None:
+    """Writes the ids of the largest parts in this section, each in its colour, as far as they fit.
+
+    `room` is left and right of the free space, in inches.
+    """
+    left, right = room
     width, height = figure.get_size_inches()
     divided = crop.divided[crop.focus]
     seen = [part for part in crop.view.parts[: len(_COLOURS)] if np.any(divided == part)]
@@ -160,6 +170,9 @@ def _draw_key(figure: Figure, crop: ErrorCrop, others: str, right: float, bottom
         colour = _COLOURS[crop.view.parts.index(part)]
         text = figure.text(right / width, bottom / height, str(part), color=colour, **style)
         box = text.get_window_extent()
+        if right - box.width / figure.dpi - _KEY_NOUN_INCHES < left:
+            text.remove()
+            continue
         right -= box.width / figure.dpi + 0.1
     style['weight'] = 'normal'
     figure.text(right / width, bottom / height, others, color=_MUTED, **style)

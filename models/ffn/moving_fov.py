@@ -128,6 +128,12 @@ class _Slot:
         return None
 
 
+def count_overlap(logits: Real, targets: Real) -> npt.NDArray[np.int64]:
+    """Voxels in the object by both, by the network and by the truth; any shape, to (3,) int64."""
+    told, true = logits >= 0, targets >= 0.5
+    return np.array([np.count_nonzero(v) for v in (told & true, told, true)], np.int64)
+
+
 def neighbours(deltas: Triple) -> list[Triple]:
     """The places around the centre that the field of view may move to, zyx."""
     steps = [sorted({-d, 0, d}) for d in deltas]

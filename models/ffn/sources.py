@@ -75,10 +75,15 @@ def _volume(source: Source, voxel_size_nm: VoxelSize | None) -> Tissue:
             raise ValueError(
                 f'source {name} {volume.spec.uri!r} covers {volume.spec.bounds}: must cover {box}'
             )
-    if image.spec.dtype != 'uint8':
+    if image.spec.dtype != 'uint8' or image.spec.channels != 1:
         raise ValueError(
-            f'source image {source.image!r} is {image.spec.dtype}: must be uint8; convert it with '
-            'pipelines.ingest --grey_range'
+            f'source image {source.image!r} is {image.spec.dtype} with {image.spec.channels} '
+            'channel(s): must be uint8 with one; convert it with pipelines.ingest --grey_range'
+        )
+    if np.dtype(labels.spec.dtype).kind not in 'ui' or labels.spec.channels != 1:
+        raise ValueError(
+            f'source labels {source.labels!r} is {labels.spec.dtype} with {labels.spec.channels} '
+            'channel(s): must be integers with one; 0 is no object'
         )
     size = image.spec.voxel_size_nm
     if size and voxel_size_nm and not np.allclose(size, voxel_size_nm, rtol=0.15):
@@ -86,7 +91,9 @@ def _volume(source: Source, voxel_size_nm: VoxelSize | None) -> Tissue:
             f'source image {source.image!r} has voxel_size_nm {size}: must be that of the '
             f'network, {voxel_size_nm}'
         )
-    return Tissue(source.image, image.read(box), _renumber(labels.read(box)), size)
+    # Files without a voxel size are taken at their word that they fit the network.
+    name = f'{source.image} {box}'
+    return Tissue(name, image.read(box), _renumber(labels.read(box)), size or voxel_size_nm)
 
 
 def _phantoms(source: Source, voxel_size_nm: VoxelSize | None) -> list[Tissue]:

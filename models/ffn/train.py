@@ -35,7 +35,7 @@ from h01_beam import models, storage
 from h01_beam.model_file import ModelCard
 from models.ffn.curves import draw_curves
 from models.ffn.examples import draw_examples
-from models.ffn.moving_fov import MovingFov, patch_shape
+from models.ffn.moving_fov import MovingFov, count_overlap, patch_shape
 from models.ffn.network import build_ffn
 from models.ffn.sources import load_tissues
 from models.ffn.stepper import Stepper, make_stepper
@@ -72,8 +72,11 @@ def starting_card(config: TrainConfig) -> ModelCard:
     """What the trained network will be, without scores."""
     network = config.network
     if network.init:
-        card = models.ModelRef.resolve(network.init).card
-        return dataclasses.replace(card, name=config.name, scores={}, recipe={})
+        ref = models.ModelRef.resolve(network.init)
+        origin = {'uri': ref.uri, 'sha256': ref.sha256, 'recipe': ref.card.recipe}
+        return dataclasses.replace(
+            ref.card, name=config.name, scores={}, recipe={'trained_from': origin}
+        )
     fields = {f.name for f in dataclasses.fields(NetworkConfig)} - {'init'}
     return ModelCard(name=config.name, **{name: getattr(network, name) for name in fields})
 
@@ -197,6 +200,7 @@ class _Trainer:
         """Writes the network of now, whose round the record tells of."""
         steps = record['steps']
         recipe = {
+            **self._card.recipe,
             'config': config_lib.as_dict(self._config),
             'data': [tissue.name for tissue in self._tissues],
             'held_out': [tissue.name for tissue in self._held_out],
@@ -206,9 +210,8 @@ class _Trainer:
             'backend': self._keras.backend.backend(),
             'device': _device(self._keras),
         }
-        card = dataclasses.replace(
-            self._card, recipe=recipe, scores=record.get('validation', {})
-        )
+        scores = record.get('validation', {})
+        card = dataclasses.replace(self._card, recipe=recipe, scores=scores)
         return models.save_model(self._stepper.sync(), card, path)
 
     def _save(self) -> None:
@@ -235,13 +238,17 @@ def _device(keras: Any) -> str:
         import jax
 
         return str(jax.devices()[0].device_kind)
+    import tensorflow as tf
+
+    for device in tf.config.list_physical_devices('GPU'):
+        return str(tf.config.experimental.get_device_details(device).get('device_name', 'GPU'))
     return f'CPU, {os.cpu_count()} cores'
 
 
 def _describe(record: dict[str, Any], rounds: int) -> str:
     text = (
         f'round {record["round"]:>4} of {rounds}   step {record["steps"]:>7,}   '
-        f'loss {record["loss"]:.4f}   {record["seconds"]:.0f} s'
+        f'loss {record["loss"]:.4f}   F1 {record["f1"]:.3f}   {record["seconds"]:.0f} s'
     )
     result = record.get('validation')
     if result is None:
@@ -261,13 +268,18 @@ def describe_plan(config: TrainConfig, card: ModelCard) -> str:
     """What would be trained, as text."""
     model = build_ffn(card.fov_shape, card.depth, card.features, layer_norm=card.layer_norm)
     steps = config.rounds * config.round_steps
+    data, held_out = (
+        ', '.join(map(str, sources)) or 'none: the last network is the result'
+        for sources in (config.data, config.validation.sources)
+    )
     return '\n'.join(
         [
             f'network      {card.name}: field of view {card.fov_shape}, deltas {card.deltas}, '
             f'{model.count_params():,} weights',
             f'training     {steps:,} steps of {config.batch_size} fields of view in '
             f'{config.rounds} rounds, {config.precision}',
-            f'data         {len(config.data)} sources; {len(config.validation.sources)} held out',
+            f'data         {data}',
+            f'held out     {held_out}',
             'Nothing was written.',
         ]
     )
@@ -286,6 +298,9 @@ def main(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f'error: the training diverged: {error}', file=sys.stderr)
+        return 1
     print(f'wrote {ref.uri}\nsha256 {ref.sha256}')
     return 0
 
@@ -294,8 +309,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the command line."""
     absl_flags.FLAGS(argv[:1])
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        prog='python -m models.ffn.train', description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument('--config', required=True, help='YAML file; see models/ffn/configs/')
     parser.add_argument(
         '--set', action='append', default=[], metavar='KEY=VALUE', help='overrides one key'

@@ -134,6 +134,21 @@ class SamplingConfig:
         for name in ('candidates', 'max_moves'):
             if getattr(self, name) < 1:
                 raise ValueError(f'sampling.{name} is {getattr(self, name)}: must be at least 1')
+        for name in ('init_activation', 'pad_value', 'move_threshold'):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(
+                    f'sampling.{name} is {getattr(self, name)}: must lie in (0, 1); it is a '
+                    'probability, not a logit'
+                )
+        if not 0.5 < self.target <= 1:
+            raise ValueError(
+                f'sampling.target is {self.target}: must lie in (0.5, 1], above that of all else'
+            )
+        if self.target < self.move_threshold:
+            raise ValueError(
+                f'sampling.move_threshold is {self.move_threshold}: must not exceed sampling.target '
+                f'({self.target}), or a network that does as it is told never moves'
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,6 +179,9 @@ class AugmentConfig:
                 raise ValueError(f'augment.{name} is {getattr(self, name)}: must lie in [0, 1]')
         if not 0 <= self.contrast < 1:
             raise ValueError(f'augment.contrast is {self.contrast}: must lie in [0, 1)')
+        for name in ('brightness', 'noise', 'shift'):
+            if getattr(self, name) < 0:
+                raise ValueError(f'augment.{name} is {getattr(self, name)}: must not be negative')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,6 +202,19 @@ class OptimizerConfig:
     warmup_steps: int = 100
     clip_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        for name in ('learning_rate', 'clip_norm'):
+            if not getattr(self, name) > 0:
+                raise ValueError(f'optimizer.{name} is {getattr(self, name)}: must be positive')
+        if not 0 <= self.final_learning_rate <= self.learning_rate:
+            raise ValueError(
+                f'optimizer.final_learning_rate is {self.final_learning_rate}: must lie between 0 '
+                f'and optimizer.learning_rate ({self.learning_rate}), from which it falls; set both'
+            )
+        if self.warmup_steps < 0:
+            raise ValueError(f'optimizer.warmup_steps is {self.warmup_steps}: must be 0 or more')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
@@ -200,6 +231,12 @@ class ValidationConfig:
     sources: tuple[Source, ...] = ()
     ffn: FfnConfig = dataclasses.field(default_factory=FfnConfig)
     max_steps: int = 20_000
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        for name in ('every_rounds', 'max_steps'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'validation.{name} is {getattr(self, name)}: must be at least 1')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

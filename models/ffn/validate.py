@@ -44,7 +44,7 @@ def validate(
 
     Returns:
       `objective`: the mean of VOI split and merge (bits) over all voxels with truth, in which each
-        unlabelled voxel is a segment of its own, so that leaving blanks costs; infinite if the
+        unlabelled voxel is a segment of its own, so that leaving blanks costs; None if the
         network was given up. `tissues`: the scores of each.
     """
     results: list[dict[str, Any]] = []
