@@ -173,7 +173,7 @@ def test_tissue_that_is_too_small_is_refused_before_any_work(tmp_path):
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations_are_valid(path, capsys, tmp_path):
     config = from_dict(TrainConfig, load(str(path), []))
-    if config.network.init is None and config.data[0].phantom:
+    if config.network.init is None:
         args = parse(['train', '--config', str(path), '--output', str(tmp_path), '--dry_run'])
         assert main(args) == 0
         assert 'Nothing was written' in capsys.readouterr().out
