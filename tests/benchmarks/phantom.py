@@ -144,8 +144,8 @@ def spectrum(image: np.ndarray, size: int = 256) -> tuple[np.ndarray, np.ndarray
     sums = np.bincount(which, total.ravel(), minlength=26)[1:25]
     counts = np.bincount(which, minlength=26)[1:25]
     norm = (window**2).sum() * len(image) * (image.shape[1] // size) * (image.shape[2] // size)
-    with np.errstate(invalid='ignore'):
-        return np.sqrt(edges[:-1] * edges[1:]), sums / counts / norm
+    full = counts > 0
+    return np.sqrt(edges[:-1] * edges[1:])[full], sums[full] / counts[full] / norm
 
 
 if __name__ == '__main__':
