@@ -186,15 +186,15 @@ class _Trainer:
         result = validate(network, ref.card, self._held_out, settings.ffn, settings.max_steps)
         best = self._best()
         objective = result['objective']
-        if objective is not None and (best is None or objective < best['validation']['objective']):
+        if objective is not None and (best is None or objective <= best['validation']['objective']):
             record = {**self._curve[-1], 'validation': result}
             self._write_model(storage.join(self._output, MODEL), record)
         return result
 
     def _best(self) -> dict[str, Any] | None:
-        """The record of the round with the lowest objective so far; None if none has any."""
+        """The record of the round with the lowest objective, of equals the last; None if none has."""
         scored = [r for r in self._curve if r.get('validation', {}).get('objective') is not None]
-        return min(scored, key=lambda r: r['validation']['objective']) if scored else None
+        return min(reversed(scored), key=lambda r: r['validation']['objective'], default=None)
 
     def _write_model(self, path: str, record: dict[str, Any]) -> models.ModelRef:
         """Writes the network of now, whose round the record tells of."""

@@ -146,8 +146,8 @@ class SamplingConfig:
             )
         if self.target < self.move_threshold:
             raise ValueError(
-                f'sampling.move_threshold is {self.move_threshold}: must not exceed sampling.target '
-                f'({self.target}), or a network that does as it is told never moves'
+                f'sampling.move_threshold is {self.move_threshold}: must not exceed '
+                f'sampling.target ({self.target}), or a network that does as it is told never moves'
             )
 
 

@@ -59,6 +59,8 @@ def test_it_learns_and_leaves_a_network_with_its_card(trained):
     output, ref = trained
     curve = losses(output)
     assert len(curve) == 4 and curve[-1] < curve[0]
+    records = json.loads((output / 'curve.json').read_text())
+    assert 0.5 < records[-1]['f1'] < 1 and records[-1]['f1'] > records[0]['f1']
     card = ModelRef.resolve(f'{output}/model.keras').card
     assert card == ref.card
     assert card.fov_shape == (3, 9, 9) and card.voxel_size_nm == (30, 32, 32)
@@ -101,6 +103,40 @@ def test_it_goes_on_to_the_same_end(trained, tmp_path):
     assert again.card.scores == ref.card.scores
 
 
+def test_the_best_network_is_kept_with_a_card_of_its_own(monkeypatch, tmp_path):
+    """Not the last one, and not the best's weights with what the last went through."""
+    import models.ffn.train as script
+
+    objectives = iter([2.0, 1.0, None, 3.0])
+    monkeypatch.setattr(
+        script, 'validate', lambda *_: {'objective': next(objectives), 'tissues': []}
+    )
+    validation = {**tiny()['validation'], 'every_rounds': 1}
+    config = from_dict(TrainConfig, tiny(validation=validation, round_steps=5))
+    ref = train(config, str(tmp_path))
+    assert ref.card.scores['objective'] == 1.0
+    assert ref.card.recipe['steps'] == 10 and ref.card.recipe['fields_of_view'] == 40
+    last = ModelRef.resolve(f'{tmp_path}/candidate.keras')
+    assert last.card.recipe['steps'] == 20
+    keras = import_keras(1)
+    best, later = (keras.models.load_model(r.uri, compile=False).get_weights() for r in (ref, last))
+    assert any((a != b).any() for a, b in zip(best, later, strict=True))
+
+
+def test_a_training_that_diverges_says_so(monkeypatch, tmp_path, capsys):
+    import models.ffn.train as script
+
+    def diverge(*_):
+        raise FloatingPointError('the loss is nan')
+
+    monkeypatch.setattr(script, 'train', diverge)
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps(tiny()))
+    args = parse(['train', '--config', str(path), '--output', str(tmp_path / 'out')])
+    assert main(args) == 1
+    assert 'diverged: the loss is nan' in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_kill_9_then_the_same_command(trained, tmp_path):
     config = tmp_path / 'config.json'
@@ -122,7 +158,7 @@ def test_kill_9_then_the_same_command(trained, tmp_path):
 
 
 def test_fine_tuning_begins_with_the_given_weights(trained, tmp_path):
-    output, _ = trained
+    output, origin = trained
     values = tiny(
         network={'init': f'{output}/model.keras'}, rounds=1, round_steps=1,
         optimizer={'learning_rate': 1e-9, 'final_learning_rate': 1e-9, 'warmup_steps': 0},
@@ -137,6 +173,8 @@ def test_fine_tuning_begins_with_the_given_weights(trained, tmp_path):
     for a, b in zip(before, after, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert ref.card.deltas == (1, 3, 3) and ref.card.image_mean == 137
+    assert ref.card.recipe['trained_from']['sha256'] == origin.sha256
+    assert ref.card.recipe['trained_from']['recipe'] == origin.card.recipe
 
 
 def test_another_training_in_the_folder_is_refused(trained):
@@ -154,7 +192,13 @@ def test_another_training_in_the_folder_is_refused(trained):
         ({'data': [{'phantom': {'seeds': [2], 'shape': [10, 48, 48]}}]}, 'overlaps'),
         ({'sampling': {'fill_thresholds': [1, 0]}}, 'ascend'),
         ({'network': {'init': 'a.keras', 'depth': 3}}, 'network.init'),
+        ({'sampling': {'move_threshold': 2.2}}, 'sampling.move_threshold'),
+        ({'sampling': {'target': 0.8}}, 'sampling.move_threshold'),
         ({'augment': {'contrast': 2.0}}, 'contrast'),
+        ({'augment': {'noise': -1.0}}, 'augment.noise'),
+        ({'optimizer': {'learning_rate': 0.0}}, 'optimizer.learning_rate'),
+        ({'optimizer': {'final_learning_rate': 1.0}}, 'optimizer.final_learning_rate'),
+        ({'validation': {'every_rounds': 0}}, 'validation.every_rounds'),
         ({'lerning_rate': 1}, 'lerning_rate'),
     ],
 )
