@@ -41,12 +41,14 @@ class MatchConfig:
       rule: 'contained' or 'mutual', see the module.
       contained_fraction: an id is contained in another if more than this share of its voxels in
         the overlap lie in it, those where the other side is unlabelled included.
-      min_overlap: least voxels that matched ids share.
+      min_overlap: least voxels that matched ids share. On synthetic tissue (two networks, 357 joins)
+        half of the joins on fewer than 200 voxels were wrong, and 8 % of the others: what floods
+        across a membrane by mistake is a small tip.
     """
 
     rule: Rule = 'contained'
     contained_fraction: float = 0.5
-    min_overlap: int = 1
+    min_overlap: int = 200
 
     def __post_init__(self) -> None:
         if self.rule not in ('contained', 'mutual'):

@@ -36,7 +36,6 @@ from h01_beam.model_file import ModelCard
 from models.ffn.curves import draw_curves
 from models.ffn.examples import draw_examples
 from models.ffn.moving_fov import MovingFov, count_overlap, patch_shape
-from models.ffn.network import build_ffn
 from models.ffn.sources import load_tissues
 from models.ffn.stepper import Stepper, make_stepper
 from models.ffn.train_config import NetworkConfig, TrainConfig
@@ -192,7 +191,7 @@ class _Trainer:
         return result
 
     def _best(self) -> dict[str, Any] | None:
-        """The record of the round with the lowest objective, of equals the last; None if none has."""
+        """The record of the round with the lowest objective, the last of equals; None: no such."""
         scored = [r for r in self._curve if r.get('validation', {}).get('objective') is not None]
         return min(reversed(scored), key=lambda r: r['validation']['objective'], default=None)
 
@@ -229,8 +228,15 @@ def _starting_model(config: TrainConfig, card: ModelCard, keras: Any) -> Any:
     if config.network.init:
         model = models.load_keras(config.network.init, keras)
     else:
-        model = build_ffn(card.fov_shape, card.depth, card.features, layer_norm=card.layer_norm)
+        model = _new_model(card)
     return models.with_precision(model, config.precision)
+
+
+def _new_model(card: ModelCard) -> Any:
+    # Imported late: Keras greets, unless `import_keras` came first.
+    from models.ffn.network import build_ffn
+
+    return build_ffn(card.fov_shape, card.depth, card.features, layer_norm=card.layer_norm)
 
 
 def _device(keras: Any) -> str:
@@ -266,16 +272,15 @@ def _describe(record: dict[str, Any], rounds: int) -> str:
 
 def describe_plan(config: TrainConfig, card: ModelCard) -> str:
     """What would be trained, as text."""
-    model = build_ffn(card.fov_shape, card.depth, card.features, layer_norm=card.layer_norm)
     steps = config.rounds * config.round_steps
     data, held_out = (
-        ', '.join(map(str, sources)) or 'none: the last network is the result'
+        '; '.join(map(str, sources)) or 'none: the last network is the result'
         for sources in (config.data, config.validation.sources)
     )
     return '\n'.join(
         [
             f'network      {card.name}: field of view {card.fov_shape}, deltas {card.deltas}, '
-            f'{model.count_params():,} weights',
+            f'{_new_model(card).count_params():,} weights',
             f'training     {steps:,} steps of {config.batch_size} fields of view in '
             f'{config.rounds} rounds, {config.precision}',
             f'data         {data}',

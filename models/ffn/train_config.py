@@ -88,6 +88,12 @@ class Source:
         if (self.start is None) != (self.shape is None):
             raise ValueError(f'source.start is {self.start}, shape {self.shape}: give both or none')
 
+    def __str__(self) -> str:
+        if self.phantom:
+            shape = ' x '.join(map(str, self.phantom.shape))
+            return f'phantoms {", ".join(map(str, self.phantom.seeds))} of {shape} voxels'
+        return f'{self.image} {self.box or "(all)"}'
+
     @property
     def box(self) -> BoundingBox | None:
         return BoundingBox(self.start, self.shape) if self.start and self.shape else None

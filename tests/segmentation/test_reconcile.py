@@ -25,7 +25,8 @@ def swapped(edges: Edges) -> Edges:
     return {(b, a, overlap, size_b, size_a) for a, b, overlap, size_a, size_b in edges}
 
 
-MUTUAL = MatchConfig(rule='mutual')
+MUTUAL = MatchConfig(rule='mutual', min_overlap=1)
+CONTAINED = MatchConfig(min_overlap=1)
 
 
 def brute_force(labels_a: np.ndarray, labels_b: np.ndarray, config: MatchConfig) -> Edges:
@@ -136,7 +137,7 @@ def test_an_id_joins_its_best_match_and_what_it_is_contained_in(
 ) -> None:
     """Containment only adds, and at most one container for each id."""
     mutual = edges_of(match_overlap(*pair, MatchConfig(rule='mutual', min_overlap=1)))
-    contained = edges_of(match_overlap(*pair, MatchConfig(rule='contained')))
+    contained = edges_of(match_overlap(*pair, CONTAINED))
     assert mutual <= contained
     containers = Counter(('a', a) for a, _, n, size, _ in contained if 2 * n > size)
     containers += Counter(('b', b) for _, b, n, _, size in contained if 2 * n > size)

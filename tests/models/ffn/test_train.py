@@ -108,9 +108,12 @@ def test_the_best_network_is_kept_with_a_card_of_its_own(monkeypatch, tmp_path):
     import models.ffn.train as script
 
     objectives = iter([2.0, 1.0, None, 3.0])
-    monkeypatch.setattr(
-        script, 'validate', lambda *_: {'objective': next(objectives), 'tissues': []}
-    )
+    tissue = {'voi_split': 0.5, 'voi_merge': 0.5, 'coverage': 0.5}
+
+    def validate(*_):
+        return {'objective': next(objectives), 'tissues': [tissue]}
+
+    monkeypatch.setattr(script, 'validate', validate)
     validation = {**tiny()['validation'], 'every_rounds': 1}
     config = from_dict(TrainConfig, tiny(validation=validation, round_steps=5))
     ref = train(config, str(tmp_path))
