@@ -121,8 +121,10 @@ def test_any_relabelling_keeps_the_edges_where_nothing_ties(
     hypothesis.assume(len(np.unique(overlap)) == len(overlap))
     last = np.uint64(99)
     renamed = [np.where(labels, last - labels, labels) for labels in pair]
-    edges = edges_of(match_overlap(*pair))
-    assert edges_of(match_overlap(*renamed)) == {(99 - a, 99 - b, *rest) for a, b, *rest in edges}
+    edges = edges_of(match_overlap(*pair, CONTAINED))
+    assert edges_of(match_overlap(*renamed, CONTAINED)) == {
+        (99 - a, 99 - b, *rest) for a, b, *rest in edges
+    }
 
 
 @hypothesis.given(slabs())
@@ -153,15 +155,15 @@ def test_an_object_that_leaves_and_comes_back() -> None:
     """In A its two parts meet beyond the block; B sees them joined."""
     a, b = rows((1, 30), (0, 5), (2, 20)), rows((9, 55))
     assert edges_of(match_overlap(a, b, MUTUAL)) == {(1, 9, 30, 30, 55)}
-    assert edges_of(match_overlap(a, b)) == {(1, 9, 30, 30, 55), (2, 9, 20, 20, 55)}
+    assert edges_of(match_overlap(a, b, CONTAINED)) == {(1, 9, 30, 30, 55), (2, 9, 20, 20, 55)}
 
 
 def test_an_object_that_touches_another_is_not_joined_to_it() -> None:
     """Of id 2 in A, just half lies in B's 9: not for the most part."""
     a, b = rows((1, 30), (2, 20)), rows((9, 40), (0, 10))
-    assert edges_of(match_overlap(a, b)) == {(1, 9, 30, 30, 40)}
+    assert edges_of(match_overlap(a, b, CONTAINED)) == {(1, 9, 30, 30, 40)}
     a, b = rows((1, 30), (2, 20)), rows((9, 41), (0, 9))
-    assert edges_of(match_overlap(a, b)) == {(1, 9, 30, 30, 41), (2, 9, 11, 20, 41)}
+    assert edges_of(match_overlap(a, b, CONTAINED)) == {(1, 9, 30, 30, 41), (2, 9, 11, 20, 41)}
 
 
 def test_ties_go_to_the_smaller_id() -> None:
@@ -170,8 +172,8 @@ def test_ties_go_to_the_smaller_id() -> None:
 
 def test_unlabelled_voxels_match_nothing_but_count_as_size() -> None:
     a, b = rows((0, 10), (4, 10)), rows((6, 5), (0, 10), (6, 5))
-    assert edges_of(match_overlap(a, b)) == {(4, 6, 5, 10, 10)}
-    assert not edges_of(match_overlap(a, np.zeros_like(b)))
+    assert edges_of(match_overlap(a, b, CONTAINED)) == {(4, 6, 5, 10, 10)}
+    assert not edges_of(match_overlap(a, np.zeros_like(b), CONTAINED))
 
 
 @pytest.mark.parametrize(('least', 'kept'), [(5, 1), (6, 0)])
@@ -184,7 +186,9 @@ def test_empty_slabs_and_large_ids() -> None:
     empty = np.zeros((1, 0, 4), np.uint64)
     assert not len(match_overlap(empty, empty))
     top = 2**64 - 1
-    assert edges_of(match_overlap(rows((top, 3)), rows((2**63, 3)))) == {(top, 2**63, 3, 3, 3)}
+    assert edges_of(match_overlap(rows((top, 3)), rows((2**63, 3)), CONTAINED)) == {
+        (top, 2**63, 3, 3, 3)
+    }
 
 
 @pytest.mark.parametrize(
