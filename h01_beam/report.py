@@ -193,6 +193,8 @@ def _format_named(name: str, value: Any) -> str:
 
 
 def _format(value: Any) -> str:
+    if value is None:
+        return '-'
     if isinstance(value, float) and not value.is_integer():
         return f'{value:.4g}' if abs(value) < 100 else f'{value:,.0f}'
     if isinstance(value, int | float):

@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import app
@@ -28,26 +28,49 @@ VOXEL_SIZE_NM = '30,16,16'
 
 
 def main(args: argparse.Namespace) -> int:
+    for what, path in (('--model', args.model), ('--config', args.config)):
+        if not storage.exists(path):
+            print(f'error: {what} is {path!r}: there is no such file', file=sys.stderr)
+            return launch.BAD_INPUT
     tissue = storage.join(args.run_dir, 'phantom')
-    shape = ','.join(map(str, args.shape))
     started = time.monotonic()
-    say(f'1 of 2   tissue of seed {args.seed}, {shape} voxels (z, y, x)', 'half a minute')
-    failed = call(
-        phantom.main, phantom.flags(), '--output', tissue, '--shape', shape,
-        '--voxel_size_nm', VOXEL_SIZE_NM, '--seed', str(args.seed),
-        '--difficulty', str(args.difficulty), *args.beam,
-    )  # fmt: skip
+    failed = make_tissue(args, tissue)
     if failed:
         return failed
-    say('2 of 2   flood filling in 8 blocks, one segmentation, its scores', '3 to 6 minutes')
-    failed = call(
-        segment.main, launch.parser(segment.__doc__ or ''), '--run_dir', args.run_dir,
-        '--config', args.config, '--set', f'image={tissue}/volumes/image',
-        '--set', f'truth={tissue}/volumes/neuron', '--set', f'model={args.model}', *args.beam,
-    )  # fmt: skip
-    if not failed:
+    if args.dry_run and not storage.exists(storage.join(tissue, 'run.json')):
+        print('The plan of the segmentation needs the tissue, which is not made yet.')
+        return 0
+    failed = segment_tissue(args, tissue)
+    if not failed and not args.dry_run:
         show_results(args.run_dir, time.monotonic() - started)
     return failed
+
+
+def make_tissue(args: argparse.Namespace, tissue: str) -> int:
+    shape = ','.join(map(str, args.shape))
+    say(f'1 of 2   tissue of seed {args.seed}, {shape} voxels (z, y, x)', 'half a minute')
+    return call(
+        phantom.main, phantom.flags(), '--output', tissue, '--shape', shape,
+        '--voxel_size_nm', VOXEL_SIZE_NM, '--seed', str(args.seed),
+        '--difficulty', str(args.difficulty), *common(args),
+    )  # fmt: skip
+
+
+def segment_tissue(args: argparse.Namespace, tissue: str) -> int:
+    say('2 of 2   flood filling block by block, one segmentation, its scores', '3 to 6 minutes')
+    return call(
+        segment.main, launch.parser(segment.__doc__ or ''), '--run_dir', args.run_dir,
+        '--config', args.config, '--set', f'image={tissue}/volumes/image',
+        '--set', f'truth={tissue}/volumes/neuron', '--set', f'model={args.model}', *common(args),
+    )  # fmt: skip
+
+
+def common(args: argparse.Namespace) -> list[str]:
+    """The flags of the demo that both of its jobs have too."""
+    result = ['--dry_run'] if args.dry_run else []
+    if args.worker_memory_gib is not None:
+        result += ['--worker_memory_gib', str(args.worker_memory_gib)]
+    return [*result, *args.beam]
 
 
 def say(step: str, minutes: str) -> None:
@@ -63,11 +86,15 @@ def call(
 
 def show_results(run_dir: str, seconds: float) -> None:
     scores = json.loads(storage.read_bytes(storage.join(run_dir, 'report.json')))['scores']
-    print(f'\n{"":<24}{"network":>12}{"no network":>12}')
+    columns = {'network': scores}
+    if 'baseline' in scores:
+        columns['no network'] = scores['baseline']
+    print(f'\n{"":<24}' + ''.join(f'{name:>12}' for name in columns))
     for name in ('voi_split', 'voi_merge', 'adapted_rand_error', 'coverage', 'erl_fraction'):
         region = 'all' if name.startswith('erl') else 'foreground'
-        values: Sequence[float] = [part[region][name] for part in (scores, scores['baseline'])]
-        print(f'{name:<24}' + ''.join(f'{value:>12.3f}' for value in values))
+        values = [part[region][name] for part in columns.values()]
+        shown = ('-' if value is None else f'{value:.3f}' for value in values)
+        print(f'{name:<24}' + ''.join(f'{value:>12}' for value in shown))
     print(f'\ndone in {seconds / 60:.1f} minutes')
     print(f'report                  {run_dir}/report.html')
     print(f'figures                 {run_dir}/figures, {run_dir}/evaluation/scores.png')

@@ -71,7 +71,7 @@ def test_the_page_shows_numbers_and_pictures(run):
     storage.write_bytes(figure, imagecodecs.png_encode(image))
     content = report.collect(run.path, ['flood', 'match'])
     content['highlights'] = {'objects': 1234567, 'share <of> all': 0.25, 'nothing': float('nan')}
-    content['scores'] = {'foreground': {'voi_split': 0.5}, 'all': {'voi_split': 0.7, 'x': 1}}
+    content['scores'] = {'foreground': {'voi_split': 0.5}, 'all': {'voi_split': None, 'x': 1}}
     report.write(run.path, content, {figure: 'a "slice"'})
     page = storage.read_bytes(f'{run.path}/report.html').decode()
     text = Text(page)
@@ -79,6 +79,7 @@ def test_the_page_shows_numbers_and_pictures(run):
     for expected in ('Segmentation report', '1,234,567', 'share <of> all', '0.25', '1,234',
                      '1.50 GiB', '90 %', 'voi split', 'em & <b>', 'flood', 'sha'):  # fmt: skip
         assert expected in shown
+    assert 'None' not in shown
     (shown_image,) = text.images
     data = shown_image['src'].removeprefix('data:image/png;base64,')
     np.testing.assert_array_equal(imagecodecs.png_decode(base64.b64decode(data)), image)

@@ -107,8 +107,8 @@ class SegmentConfig:
       model_voxel_size_nm: zyx; for models whose card does not say. None trusts the image.
       truth: URI of the true labels, 0 = not scored. If given, the segmentation is scored, and with
         it one of the same blocks that was made without a network.
-      evaluate: how it is scored.
-      baseline: how the other one is made.
+      evaluate: how it is scored; where `box` is set, within it unless a part is named here.
+      baseline: how the other one is made; None makes none.
     """
 
     image: str
@@ -119,7 +119,7 @@ class SegmentConfig:
     model_voxel_size_nm: VoxelSize | None = None
     truth: str | None = None
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
-    baseline: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
+    baseline: BaselineConfig | None = dataclasses.field(default_factory=BaselineConfig)
     ffn: FfnConfig = dataclasses.field(default_factory=FfnConfig)
     inference: InferenceConfig = dataclasses.field(default_factory=InferenceConfig)
     reconcile: ReconcileConfig = dataclasses.field(default_factory=ReconcileConfig)

@@ -73,20 +73,22 @@ def scores(run_path: str) -> dict[str, Any] | None:
     """Scores of a segmentation run and of its baseline, if the truth was given.
 
     Returns:
-      `foreground` and `all`, as `pipelines.evaluate` writes them, and `baseline` with the same two.
+      `foreground` and `all`, as `pipelines.evaluate` writes them, and `baseline` with the same two
+      if the run has one. None stands for a score that is not defined.
     """
     run = FinishedRun(run_path)
-    if not run.manifest['config'].get('truth'):
+    config = run.manifest['config']
+    if not config.get('truth'):
         return None
-    found, baseline = (
-        json.loads(storage.read_bytes(storage.join(run.path, *where, 'scores.json')))
-        for where in (('evaluation',), ('baseline', 'evaluation'))
-    )
-    regions = ('foreground', 'all')
-    return {
-        **{region: found[region] for region in regions},
-        'baseline': {region: baseline[region] for region in regions},
-    }
+    found = _read_scores(run.path)
+    if config['baseline'] is not None:
+        found['baseline'] = _read_scores(storage.join(run.path, 'baseline'))
+    return found
+
+
+def _read_scores(run_path: str) -> dict[str, Any]:
+    scores = json.loads(storage.read_bytes(storage.join(run_path, 'evaluation', 'scores.json')))
+    return {region: scores[region] for region in ('foreground', 'all')}
 
 
 def highlights(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,15 +97,7 @@ def highlights(content: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       content: of report.json; see `h01_beam.report.collect`.
     """
-    told: dict[str, Any] = {}
-    if 'scores' in content:
-        scores = content['scores']['foreground']
-        told['VOI split + merge, bits'] = round(scores['voi_split'] + scores['voi_merge'], 3)
-        told['coverage, %'] = round(100 * scores['coverage'], 1)
-        if content['scores']['all']['erl_fraction'] is not None:
-            told["run length, % of the truth's"] = round(
-                100 * content['scores']['all']['erl_fraction'], 1
-            )
+    told = _highlight_scores(content['scores']) if 'scores' in content else {}
     stages = content['stages']
     flood, joined = stages['flood'], stages['components']
     told |= {
@@ -118,6 +112,18 @@ def highlights(content: Mapping[str, Any]) -> dict[str, Any]:
         told['network share, %'] = round(100 * flood['network_share'], 1)
     walls = [stage.get('wall_seconds', 0) for stage in stages.values()]
     return {**told, 'stage time, s': round(sum(walls), 1)}
+
+
+def _highlight_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
+    foreground, fraction = scores['foreground'], scores['all']['erl_fraction']
+    told = {'coverage, %': round(100 * foreground['coverage'], 1)}
+    # Not defined where nothing is labelled, or without a voxel size.
+    if foreground['voi_split'] is not None:
+        bits = foreground['voi_split'] + foreground['voi_merge']
+        told = {'VOI split + merge, bits': round(bits, 3), **told}
+    if fraction is not None:
+        told["run length, % of the truth's"] = round(100 * fraction, 1)
+    return told
 
 
 def draw_overview(image: Planes, segmentation: Planes, voxel_size_nm: VoxelSize) -> bytes:

@@ -24,7 +24,7 @@ from h01_beam import storage, tables
 from h01_beam.agglomeration.stage import AssignSegments
 from h01_beam.blockwise import MapBlocks
 from h01_beam.evaluation.baseline import WatershedBlock
-from h01_beam.evaluation.config import Evaluation
+from h01_beam.evaluation.config import EvaluateConfig, Evaluation
 from h01_beam.evaluation.stage import build_evaluate
 from h01_beam.geometry import BlockGrid, Border, CoreBox, Overlap, ReadBox, Triple
 from h01_beam.imaging.stage import build_downsample
@@ -74,6 +74,7 @@ def build_segment(root: Any, config: SegmentConfig, run: Run) -> Segmented:
 
 def build_baseline(root: Any, config: SegmentConfig, run: Run) -> Segmented:
     """Adds the same job without a network: the same blocks, joined in the same way."""
+    assert config.baseline is not None, 'the caller asks for one'
     layout = _Layout.of(config, run)
     run.write_manifest('segmentation', config, {})
     voxel_size_nm = layout.image.voxel_size_nm
@@ -91,7 +92,7 @@ def build_baseline(root: Any, config: SegmentConfig, run: Run) -> Segmented:
 
 
 def build_scored(root: Any, config: SegmentConfig, run: Run) -> Segmented:
-    """Adds the job and, where the truth is known, its scores and those of the baseline.
+    """Adds the job and, where the truth is known, its scores and those of the baseline, if any.
 
     The baseline is a run of its own in `RUN_DIR/baseline`; scores lie in `RUN_DIR/evaluation` and
     `RUN_DIR/baseline/evaluation`.
@@ -110,7 +111,8 @@ def build_scored(root: Any, config: SegmentConfig, run: Run) -> Segmented:
         return root | SubRun(inner, 'evaluation', score(build_baseline(root, config, inner)))
 
     root | SubRun(run, 'evaluation', score(segmented))
-    root | SubRun(run, 'baseline', baseline)
+    if config.baseline is not None:
+        root | SubRun(run, 'baseline', baseline)
     return segmented
 
 
@@ -121,10 +123,18 @@ def _evaluate(root: Any, segmented: Segmented, config: SegmentConfig, run: Run) 
         truth=Volume.open(config.truth).spec,
         image=Volume.open(config.image).spec,
         output=storage.join(run.path, SCORES),
-        config=config.evaluate,
+        config=_evaluated_part(config),
     )
     run.write_manifest('evaluate', evaluation, {})
     return build_evaluate(root, evaluation, run, after=[segmented.done])
+
+
+def _evaluated_part(config: SegmentConfig) -> EvaluateConfig:
+    """Of the truth, what is segmented: there is nothing to score outside of `box`."""
+    evaluate, box = config.evaluate, config.box
+    if box is None or evaluate.start is not None or evaluate.shape is not None:
+        return evaluate
+    return dataclasses.replace(evaluate, start=box.start, shape=box.shape)
 
 
 @dataclasses.dataclass(frozen=True)

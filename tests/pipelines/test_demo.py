@@ -9,12 +9,28 @@ import pytest
 from tests.models.bright_ffn import write_bright_ffn
 
 
-def demo(run_dir, model):
+def demo(run_dir, model, *options, code=0):
     command = [
-        sys.executable, '-m', 'pipelines.demo', '--run_dir', str(run_dir), '--model', model,
-        '--shape', '32,112,112', '--seed', '4',
+        sys.executable, '-m', 'pipelines.demo', '--run_dir', str(run_dir), '--model', str(model),
+        '--shape', '32,112,112', '--seed', '4', *options,
     ]  # fmt: skip
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_a_missing_network_is_refused_before_tissue_is_made(tmp_path):
+    told = demo(tmp_path / 'demo_run', tmp_path / 'none.keras', code=2)
+    assert '--model' in told and 'no such file' in told
+    assert not (tmp_path / 'demo_run').exists()
+
+
+@pytest.mark.slow
+def test_dry_run_prints_a_plan_and_writes_nothing(tmp_path):
+    model = write_bright_ffn(tmp_path / 'bright.keras', voxel_size_nm=(30.0, 16.0, 16.0))
+    told = demo(tmp_path / 'demo_run', model, '--dry_run')
+    assert 'nothing was written' in told and 'not made yet' in told
+    assert not (tmp_path / 'demo_run').exists()
 
 
 @pytest.mark.slow
@@ -34,3 +50,4 @@ def test_demo_leaves_a_scored_run_and_goes_on(tmp_path):
     again = json.loads((tmp_path / 'demo_run/report.json').read_text())
     assert all(not stage.get('blocks_run') for stage in again['stages'].values())
     assert again['scores'] == report['scores']
+    assert 'flood' in demo(tmp_path / 'demo_run', model, '--dry_run')

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import shutil
 
+import apache_beam as beam
 import numpy as np
 import pytest
 
+from h01_beam.evaluation.config import EvaluateConfig
 from h01_beam.finish import FinishRun
 from h01_beam.run import Resources, Run
-from h01_beam.segmentation.config import GridConfig, OutputConfig, SegmentConfig
+from h01_beam.segmentation.config import BoxConfig, GridConfig, OutputConfig, SegmentConfig
 from h01_beam.segmentation.ffn import FfnConfig
 from h01_beam.segmentation.figures import figures, highlights, scores
 from h01_beam.segmentation.stage import build_scored
@@ -105,10 +107,40 @@ def test_a_truth_that_does_not_fit_is_refused_before_any_work(
     truth = write(tmp_path / 'other', np.ones(shape, np.uint64), voxel_size_nm)
     run = Run(str(tmp_path / 'run'), Resources(1, 8 * 2**30), dry_run=True)
     with pytest.raises(ValueError, match=message):
-        import apache_beam as beam
-
         build_scored(beam.Pipeline(), dataclasses.replace(inputs, truth=truth), run)
     assert not (tmp_path / 'run').exists()
+
+
+def plan(config, run_dir):
+    run = Run(str(run_dir), Resources(1, 8 * 2**30), dry_run=True)
+    build_scored(beam.Pipeline(), config, run)
+    return {plan.name: plan for plan in run.all_plans()}
+
+
+def test_a_part_of_the_image_is_scored_against_that_part_of_the_truth(inputs, tmp_path):
+    config = dataclasses.replace(inputs, box=BoxConfig(start=(0, 36, 0), shape=(24, 36, 88)))
+    stages = plan(config, tmp_path)
+    # Ids of 8 bytes in both volumes, over the box alone.
+    assert stages['evaluation/evaluate'].read_bytes == 2 * 8 * 24 * 36 * 88
+    config = dataclasses.replace(config, evaluate=EvaluateConfig(start=(0, 36, 44)))
+    assert plan(config, tmp_path)['evaluation/evaluate'].read_bytes == 2 * 8 * 24 * 36 * 44
+
+
+def test_the_baseline_can_be_left_out(inputs, tmp_path):
+    config = dataclasses.replace(inputs, baseline=None)
+    stages = plan(config, tmp_path)
+    assert 'evaluation/evaluate' in stages
+    assert not [name for name in stages if name.startswith('baseline')]
+
+
+@pytest.mark.slow
+def test_a_segmentation_without_an_object_is_scored_too(inputs, tmp_path):
+    ffn = dataclasses.replace(inputs.ffn, min_segment_size=10**7)
+    report = segment(dataclasses.replace(inputs, ffn=ffn, baseline=None), tmp_path)
+    assert report['scores']['foreground']['voi_split'] is None
+    assert report['scores']['all']['coverage'] == 0 and 'baseline' not in report['scores']
+    assert report['highlights']['coverage, %'] == 0
+    assert 'VOI split + merge, bits' not in report['highlights']
 
 
 @pytest.mark.slow
