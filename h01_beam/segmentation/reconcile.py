@@ -41,9 +41,9 @@ class MatchConfig:
       rule: 'contained' or 'mutual', see the module.
       contained_fraction: an id is contained in another if more than this share of its voxels in
         the overlap lie in it, those where the other side is unlabelled included.
-      min_overlap: least voxels that matched ids share. On synthetic tissue (two networks, 357 joins)
-        half of the joins on fewer than 200 voxels were wrong, and 8 % of the others: what floods
-        across a membrane by mistake is a small tip.
+      min_overlap: least voxels that matched ids share. On synthetic tissue (two networks, 357
+        joins) half of the joins on fewer than 200 voxels were wrong, and 8 % of the others: what
+        floods across a membrane by mistake is a small tip.
     """
 
     rule: Rule = 'contained'
