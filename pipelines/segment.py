@@ -37,10 +37,10 @@ def main(args: argparse.Namespace) -> int:
 
 def show_results(run: Run) -> None:
     for name, value in launch.read_report(run)['highlights'].items():
-        print(f'{name:<24}{value:,}')
-    print(f'segmentation            {run.volume_uri("segmentation")}')
-    print(f'report                  {run.path}/report.html')
-    print(f'look at it              python -m pipelines.view --run_dir {run.path}')
+        print(f'{name:<30}{value:,}')
+    print(f'{"segmentation":<30}{run.volume_uri("segmentation")}')
+    print(f'{"report":<30}{run.path}/report.html')
+    print(f'{"look at it":<30}python -m pipelines.view --run_dir {run.path}')
 
 
 if __name__ == '__main__':

@@ -73,7 +73,12 @@ def build_segment(root: Any, config: SegmentConfig, run: Run) -> Segmented:
 
 
 def build_baseline(root: Any, config: SegmentConfig, run: Run) -> Segmented:
-    """Adds the same job without a network: the same blocks, joined in the same way."""
+    """Adds the same job without a network: the same blocks, joined in the same way.
+
+    So its scores are not the best that can be had without a network. Means over three synthetic
+    tissues, VOI in bits and adapted Rand error: 2.1 and 0.54 in 8 blocks, 1.9 and 0.37 in blocks
+    with `match.rule: mutual`, 1.7 and 0.31 for the whole volume at once (`segment_by_watershed`).
+    """
     assert config.baseline is not None, 'the caller asks for one'
     layout = _Layout.of(config, run)
     run.write_manifest('segmentation', config, {})
