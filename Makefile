@@ -22,7 +22,7 @@ help:  ## List these targets
 
 install: $(INSTALLED)  ## Make .venv with the library (editable) and the test tools
 
-demo: $(INSTALLED)  ## Make synthetic tissue, segment and score it (5 minutes): demo_run/report.html
+demo: $(INSTALLED)  ## Make synthetic tissue, segment and score it (3 minutes): demo_run/report.html
 	$(BIN)/python -m pipelines.demo $(DEMO_ARGS)
 
 test: $(INSTALLED) system  ## Run the default tests (under 5 minutes on 2 cores)
