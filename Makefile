@@ -12,6 +12,8 @@ INSTALLED := $(VENV)/.installed
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 # Extra arguments for pytest, for example: make test PYTEST_ARGS='-k geometry -x'
 PYTEST_ARGS ?=
+# Two test files at a time; the tests of one file share what they make.
+IN_PARALLEL := --numprocesses 2 --dist loadfile
 # Extra arguments for the demo, for example: make demo DEMO_ARGS='--seed 7 --run_dir demo_7'
 DEMO_ARGS ?=
 
@@ -26,10 +28,10 @@ demo: $(INSTALLED)  ## Make synthetic tissue, segment and score it (3 minutes): 
 	$(BIN)/python -m pipelines.demo $(DEMO_ARGS)
 
 test: $(INSTALLED) system  ## Run the default tests (about 7 minutes on 2 cores)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 test-all: $(INSTALLED) system  ## Run all tests, the slow and engine ones too
-	$(BIN)/pytest -m '' $(PYTEST_ARGS)
+	$(BIN)/pytest $(IN_PARALLEL) -m '' $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## Check style, format and types
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Alignment: sections, each in a frame of its own, to one volume."""
