@@ -18,6 +18,7 @@ PACKAGE_OF = {
     'cc3d': 'connected-components-3d',
     'google': 'google-cloud-storage',
     'PIL': 'pillow',
+    'cv2': 'opencv-python-headless',
     'yaml': 'pyyaml',
 }
 GPL = {'kimimaro', 'tinybrain'}

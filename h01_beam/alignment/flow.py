@@ -233,7 +233,7 @@ def _shrink(image: Real, mask: Bools, factor: int) -> tuple[Real, Bools]:
     h, w = (n // factor for n in image.shape)
     cut = (slice(h * factor), slice(w * factor))
     squares = (h, factor, w, factor)
-    whole: Bools = mask[cut].reshape(squares).all(axis=(1, 3))
+    whole = np.asarray(mask[cut].reshape(squares).all(axis=(1, 3)))
     return image[cut].reshape(squares).mean(axis=(1, 3), dtype=np.float32) * whole, whole
 
 
