@@ -51,7 +51,7 @@ class MeshConfig:
     """
 
     stiffness: float = 0.1
-    anchor: float = 0.001
+    anchor: float = 0.01
     outlier_nm: float = 16.0
     rounds: int = 5
     tolerance: float = 1e-3

@@ -151,8 +151,8 @@ def test_the_two_sides_of_a_tear_move_apart():
     rest = {'start': np.zeros((2, 2, 12, 16)), 'frozen': frozen}
     whole, _ = solve([link], config, shape, **rest)
     found, _ = solve([link], config, shape, sheets=torn, **rest)
-    np.testing.assert_allclose(found[1, 1, :, 7], 0, atol=0.1)
-    np.testing.assert_allclose(found[1, 1, :, 8], 12, atol=0.1)
+    np.testing.assert_allclose(found[1, 1, :, 7], 0, atol=0.3)
+    np.testing.assert_allclose(found[1, 1, :, 8], 12, atol=0.3)
     assert whole[1, 1, :, 7].min() > 2
 
 
