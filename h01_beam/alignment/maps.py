@@ -171,19 +171,43 @@ def warp(
       inverse: the map; its first pixel is the one at `start`, its last at or before the last node.
       outside: for pixels that map nowhere or beyond the image.
     """
-    stride = inverse.stride
-    rows, columns = (int((n - 1) * stride) + 1 for n in inverse.shape)
-    pixels = grid_points(inverse.start, 1.0, (rows, columns))
-    y, x = inverse(pixels).astype(np.float32)
+    y, x = _dense_places(inverse)
+    # False beside NaN too.
     inside = (y >= 0) & (y <= image.shape[0] - 1) & (x >= 0) & (x <= image.shape[1] - 1)
-    seen = cv2.remap(
-        image,
-        np.where(inside, x, 0),
-        np.where(inside, y, 0),
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    return np.where(inside, seen, np.asarray(outside, image.dtype)).astype(image.dtype)
+    x, y = (np.where(inside, v, np.float32(0)) for v in (x, y))
+    seen = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.where(inside, seen, np.asarray(outside, image.dtype))
+
+
+def _dense_places(source: CoordinateMap) -> tuple[Real, Real]:
+    """Where a map leads from every pixel of its grid's box: y and x, (rows, columns) float32."""
+    to_rows, to_columns = (_upsampling(n, source.stride) for n in source.shape)
+    known = np.isfinite(source.vectors[0])
+    lost = to_rows @ (~known).astype(np.float32) @ to_columns.T > 0
+    starts = [
+        start + np.arange(len(matrix), dtype=np.float64)
+        for start, matrix in zip(source.start, (to_rows, to_columns), strict=True)
+    ]
+    places = []
+    for axis, along in enumerate((starts[0][:, None], starts[1][None, :])):
+        vectors = np.where(known, source.vectors[axis], np.float32(0))
+        place = to_rows @ vectors @ to_columns.T
+        place += along.astype(np.float32)
+        place[lost] = np.nan
+        places.append(place)
+    return places[0], places[1]
+
+
+def _upsampling(nodes: int, stride: float) -> Real:
+    """(pixels, nodes) matrix of linear interpolation, from the first node to the last."""
+    place = np.arange(int((nodes - 1) * stride) + 1, dtype=np.float64) / stride
+    low = np.minimum(place.astype(np.int64), max(nodes - 2, 0))
+    matrix = np.zeros((len(place), nodes), np.float32)
+    rows = np.arange(len(place))
+    matrix[rows, low] = 1 - (place - low)
+    if nodes > 1:
+        matrix[rows, low + 1] = place - low
+    return matrix
 
 
 def _interpolate(source: CoordinateMap, points: Reals) -> Reals:
