@@ -13,7 +13,7 @@ VERSION_FILE = Path(__file__).parent / 'h01_beam' / '__init__.py'
 VERSION = re.search(r"__version__ = '(.+)'", VERSION_FILE.read_text(encoding='utf-8'))[1]
 
 # Every licence here is Apache, BSD, MIT, MIT-CMU (pillow), PSF-like (matplotlib) or LGPL (the
-# three marked ones, used unmodified as separate libraries). GPL libraries belong in an extra.
+# marked ones, used unmodified as separate libraries). GPL libraries belong in an extra.
 INSTALL_REQUIRES = [
     'absl-py>=2.1',
     'apache-beam[gcp]>=2.70,<3',
@@ -27,7 +27,7 @@ INSTALL_REQUIRES = [
     'matplotlib>=3.9,<4',
     'neuroglancer>=2.40,<3',
     'numpy>=2.1,<3',
-    'opencv-python-headless>=4.10,<6',
+    'opencv-python-headless>=4.10,<6',  # its wheels hold FFmpeg, LGPL
     'pillow>=11.0',
     'pyarrow>=18.0',
     'pyyaml>=6.0,<7',

@@ -20,11 +20,12 @@ import numpy.typing as npt
 import scipy.sparse
 import scipy.sparse.linalg
 
+from h01_beam.alignment.maps import invert_affine
+
 Reals = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 _CLAHE_LIMIT, _CLAHE_TILES = 2.0, (8, 8)
-_MIRROR = np.array([[1.0, 0.0], [0.0, -1.0]])
 # Rounds in which matches that disagree lose weight.
 _ROUNDS = 8
 
@@ -206,13 +207,14 @@ def place_sections(
       the maps; of each group that hangs together the section with most matches lies as it is, and
       groups are not placed against each other: see `Placement.group`.
     """
-    ranked = sorted(range(len(matches)), key=lambda n: (-len(matches[n]), n))
-    rigid, group = _chain(sections, [matches[n] for n in ranked], np.asarray(centre))
+    middle = np.asarray(centre, np.float64)
+    rigid, group = _chain(sections, sorted(matches, key=len, reverse=True), middle)
     if not matches:
         return Placement(rigid, group, np.empty(0))
-    scale = max(1.0, float(np.max(np.abs([m.first_points - centre for m in matches[:1]][0]))))
-    design, lengths = _design(sections, matches, np.asarray(centre), scale)
-    wanted = _centred(rigid, np.asarray(centre), scale)
+    # So that linear parts and shifts weigh alike.
+    scale = max(1.0, *centre)
+    design, lengths = _design(sections, matches, middle, scale)
+    wanted = _centred(rigid, middle, scale)
     # Shapes are held, places hardly: just enough to have one solution.
     hold = np.tile([config.rigidity, config.rigidity, 1e-3 * config.rigidity], sections)
     weights = np.repeat(1 / np.sqrt(lengths), lengths)
@@ -224,8 +226,7 @@ def place_sections(
         wanted = _rigid_part(solution)
         misses = np.sqrt(((design @ solution) ** 2).sum(axis=1)) * scale
         trust = 1 / (1 + (misses / config.tolerance) ** 2) ** 2
-    affines = _uncentred(solution, np.asarray(centre), scale)
-    affines = _unshrunk(affines, rigid, group, np.asarray(centre))
+    affines = _unshrunk(_uncentred(solution, middle, scale), rigid, group, middle)
     ends = np.cumsum(lengths)[:-1]
     return Placement(affines, group, np.array([np.median(m) for m in np.split(misses, ends)]))
 
@@ -253,7 +254,7 @@ def _chain(
                 match.first_points - centre, match.second_points - centre, match.flipped
             )
             tree[match.second].append((match.first, turn))
-            tree[match.first].append((match.second, _inverse(turn)))
+            tree[match.first].append((match.second, invert_affine(turn)))
     group = np.array([root(n) for n in range(sections)])
     group[strength == 0] = -1
     rigid = np.tile(np.eye(2, 3), (sections, 1, 1))
@@ -286,11 +287,6 @@ def _after(outer: Reals, inner: Reals) -> Reals:
     """The affine map outer(inner(.))."""
     linear = outer[:, :2] @ inner[:, :2]
     return np.concatenate([linear, (outer[:, :2] @ inner[:, 2] + outer[:, 2])[:, None]], axis=1)
-
-
-def _inverse(affine: Reals) -> Reals:
-    linear = np.linalg.inv(affine[:, :2])
-    return np.concatenate([linear, -(linear @ affine[:, 2:])], axis=1)
 
 
 def _design(

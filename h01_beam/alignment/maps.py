@@ -103,6 +103,12 @@ def from_affine(
     return CoordinateMap((places - nodes).astype(np.float32), start, stride)
 
 
+def invert_affine(matrix: Reals) -> Reals:
+    """The inverse of an affine map; both (2, 3), for (y, x, 1)."""
+    linear = np.linalg.inv(matrix[:, :2])
+    return np.concatenate([linear, -(linear @ matrix[:, 2:])], axis=1)
+
+
 def compose(outer: CoordinateMap, inner: CoordinateMap) -> CoordinateMap:
     """The map q -> outer(inner(q)), on the nodes of `inner`.
 
@@ -250,8 +256,7 @@ def _fit_affine(source: CoordinateMap) -> tuple[Reals, Reals | None]:
         # All on one line: take the shift alone.
         affine = np.eye(2, 3)
         affine[:, 2] = (places - nodes)[:, known].mean(axis=1)
-    linear = np.linalg.inv(affine[:, :2])
-    return affine, np.concatenate([linear, -(linear @ affine[:, 2:])], axis=1)
+    return affine, invert_affine(affine)
 
 
 def _apply(affine: Reals, points: Reals) -> Reals:

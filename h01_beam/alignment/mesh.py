@@ -218,10 +218,9 @@ class _System:
         """Conjugate gradients, from `vectors`, with the diagonal as preconditioner."""
         config = self._config
         weights = weights[:, None]
-        force = (
-            self._rhs(vectors.shape, pulls, weights) - self._apply(vectors, weights)
-        ) * self._free
-        scale = np.sqrt((self._rhs(vectors.shape, pulls, weights) ** 2).sum())
+        rhs = self._rhs(vectors.shape, pulls, weights)
+        force = (rhs - self._apply(vectors, weights)) * self._free
+        scale = np.sqrt((rhs * rhs).sum())
         diagonal = self._diagonal(vectors.shape, weights)
         result = vectors.copy()
         step = force / diagonal

@@ -18,7 +18,14 @@ import numpy as np
 
 from h01_beam.alignment.coarse import CoarseConfig, detect_features, match_sections, place_sections
 from h01_beam.alignment.flow import FlowConfig, estimate_flow
-from h01_beam.alignment.maps import CoordinateMap, compose, from_affine, resample, warp
+from h01_beam.alignment.maps import (
+    CoordinateMap,
+    compose,
+    from_affine,
+    invert_affine,
+    resample,
+    warp,
+)
 from h01_beam.alignment.mesh import Link, MeshConfig, relax
 
 PIXEL_NM = 4.0
@@ -78,7 +85,8 @@ def place(images, present):
                 matches.append(match)
     centre = tuple((s - 1) / 2 for s in thumbnails[present[0]].shape)
     placement = place_sections(len(present), matches, centre, config)
-    assert (placement.group == placement.group[0]).all(), placement.group
+    if (placement.group != placement.group[0]).any():
+        raise SystemExit(f'no features tie these groups of sections together: {placement.group}')
     affines = placement.affines.copy()
     # From pixels of thumbnails to pixels: p = 2 t + 1/2.
     for n in range(len(present)):
@@ -87,18 +95,13 @@ def place(images, present):
     return affines
 
 
-def inverse_affine(affine):
-    linear = np.linalg.inv(affine[:, :2])
-    return np.concatenate([linear, -(linear @ affine[:, 2:])], axis=1)
-
-
 def render_roughly(images, present, affines):
     """Sections at half the pixels, roughly aligned, and where they show tissue."""
     shape = tuple((s + 2 * MARGIN) // DOWNSAMPLE for s in images.shape[1:])
     result = {}
     for n, z in enumerate(present):
         # q, a pixel of the result, is at 2 q + 1/2 - margin in the stack.
-        back = inverse_affine(affines[n])
+        back = invert_affine(affines[n])
         scaled = np.concatenate(
             [
                 DOWNSAMPLE * back[:, :2],
@@ -138,7 +141,7 @@ def relaxed(images, present, affines, flows):
     maps = {}
     for n, z in enumerate(present):
         mesh = CoordinateMap(vectors[n].astype(np.float32), start, stride)
-        wide = from_affine(inverse_affine(affines[n]), (-512.0, -512.0), 256.0,
+        wide = from_affine(invert_affine(affines[n]), (-512.0, -512.0), 256.0,
                            tuple(s // 256 + 6 for s in images.shape[1:]))  # fmt: skip
         maps[z] = compose(wide, mesh)
     return maps
