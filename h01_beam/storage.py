@@ -69,6 +69,24 @@ def size(path: str) -> int:
     return int(blob.size)
 
 
+def version(path: str) -> str:
+    """A text that changes whenever a file is replaced: its size and time, or its generation.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    if not is_remote(path):
+        try:
+            stat = local_path(path).stat()
+        except NotADirectoryError as error:
+            raise FileNotFoundError(errno.ENOENT, 'no such file', path) from error
+        return f'{stat.st_size}-{stat.st_mtime_ns}'
+    with _cloud_errors(path):
+        blob = _blob(path)
+        blob.reload()
+    return str(blob.generation)
+
+
 def read_range(path: str, start: int, stop: int) -> bytes:
     """Reads the bytes `start <= i < stop` of a file, which must have them.
 
