@@ -234,9 +234,10 @@ def _most_of(fits: list[tuple[Reals, Reals]]) -> tuple[Reals, Reals]:
     # As a fold is the section's own, all its flows jump alike; the lower median takes no mean.
     ranked = np.sort(np.where(known, sure, np.inf), axis=0)
     middle = np.maximum((known.sum(axis=0) - 1) // 2, 0)
-    certainty = np.take_along_axis(ranked, middle[None], axis=0)[0]
-    many = np.where(known[:, :, None], jumps, np.nan)
-    jump = np.nanmedian(np.where(known.any(axis=0, keepdims=True)[:, :, None], many, 0), axis=0)
+    certainty = np.asarray(np.take_along_axis(ranked, middle[None], axis=0)[0])
+    # 0 where no flow knows, so that numpy does not warn.
+    unknown = np.expand_dims(~known, 2) & np.expand_dims(known.any(axis=0), 1)
+    jump = np.nanmedian(np.where(unknown, np.nan, jumps), axis=0)
     return jump, np.where(np.isfinite(certainty), certainty, 0)
 
 

@@ -17,7 +17,7 @@ blocks of every other sweep moved by half their size: what was a border then lie
     plan_mesh_blocks -> links_of_block -> relax_block -> blend_blocks         for each sweep
 
 A block's result depends on its flow, on what it begins with and on nothing else. In memory it has
-(sections + 2 overlap + 2 reach) x (tile + 2 halo)^2 nodes at most, at about KB kB each with two
+(sections + 2 overlap + 2 reach) x (tile + 2 halo)^2 nodes at most, at about 0.4 kB each with two
 links for each section; the coarsest mesh has 1 / factor^2 of all nodes. The number of sweeps is
 fixed beforehand. It may be small because each level leaves to the next only what a coarse mesh
 cannot show: that is felt sqrt(stiffness / anchor) nodes away, 3 by default, and a few sections.
@@ -214,38 +214,41 @@ def relax_block(
     depth, h, w = (b - a for a, b in block.read)
     if start.shape != (depth, 2, h, w):
         raise ValueError(f'start has shape {start.shape}: the block reads {(depth, 2, h, w)}')
-    moves = _moving(block)
-    rim = ~moves[0]
-    whole = sheets or Sheets.whole((depth, h, w))
-    frozen = ~moves[1]
-    if not rim.any():
-        vectors, _ = relax(
-            (depth, h, w), links, stride, config, pixel_nm=pixel_nm, sheets=whole,
-            start=start, frozen=frozen,
-        )  # fmt: skip
-        return vectors
-    _check_halo(block, start, stride)
-    # The rim hangs on one more section, which rests: its flow is where the rim shall be.
-    weight = (_HOLD * rim).astype(np.float32)
-    ties = [
-        Link(depth, int(z), start[z].astype(np.float32), weight) for z in np.flatnonzero(~frozen)
-    ]
-    one = Sheets.whole((1, h, w))
+    inside, moves = _moving(block)
+    mesh = MeshLevel((depth, h, w), links, stride, config, sheets or Sheets.whole((depth, h, w)))
+    frozen = ~moves
+    if not inside.all():
+        _check_halo(block, start, stride)
+        mesh = _held(mesh, start, ~inside, moves)
+        start = np.concatenate([start, np.zeros_like(start[:1])])
+        frozen = np.append(frozen, True)
     vectors, _ = relax(
+        mesh.shape, mesh.links, stride, mesh.config, pixel_nm=pixel_nm, sheets=mesh.sheets,
+        start=start, frozen=frozen,
+    )  # fmt: skip
+    return np.where(inside, vectors[:depth], start[:depth])
+
+
+def _held(mesh: MeshLevel, start: Reals, rim: Bools, moves: Bools) -> MeshLevel:
+    """With the rim of moving sections tied to one more section, which rests where it begins, at 0.
+
+    The flow of these links is where the rim shall be.
+    """
+    depth, h, w = mesh.shape
+    weight = (_HOLD * rim).astype(np.float32)
+    ties = [Link(depth, int(z), start[z].astype(np.float32), weight) for z in np.flatnonzero(moves)]
+    one = Sheets.whole((1, h, w))
+    return MeshLevel(
         (depth + 1, h, w),
-        [*links, *ties],
-        stride,
+        [*mesh.links, *ties],
+        mesh.stride,
         # Forces that hold the rim must not pass for those to be balanced.
-        dataclasses.replace(config, tolerance=config.tolerance / _HOLD),
-        pixel_nm=pixel_nm,
-        sheets=Sheets(
-            np.concatenate([whole.along_y, one.along_y]),
-            np.concatenate([whole.along_x, one.along_x]),
+        dataclasses.replace(mesh.config, tolerance=mesh.config.tolerance / _HOLD),
+        Sheets(
+            np.concatenate([mesh.sheets.along_y, one.along_y]),
+            np.concatenate([mesh.sheets.along_x, one.along_x]),
         ),
-        start=np.concatenate([start, np.zeros_like(start[:1])]),
-        frozen=np.append(frozen, True),
     )
-    return np.where(rim, start, vectors[:-1])
 
 
 def _moving(block: MeshBlock) -> tuple[Bools, Bools]:
