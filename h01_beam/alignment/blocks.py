@@ -23,6 +23,7 @@ from h01_beam.alignment.frames import (
 from h01_beam.alignment.maps import CoordinateMap, compose, from_affine, invert_affine, warp
 from h01_beam.alignment.mesh import Link, relax
 from h01_beam.geometry import Block, BoundingBox, Triple
+from h01_beam.imaging.masks import TissueConfig, find_tissue
 from h01_beam.plan import BlockResult
 from h01_beam.stitching.blocks import StitchBlock, placed_maps
 from h01_beam.stitching.render import PlacedTile, render_montage
@@ -57,6 +58,24 @@ LINKS = Schema(
 
 
 @dataclasses.dataclass(frozen=True)
+class FindTissue:
+    """Tissue of a section, on its thumbnail: in resin only the pattern of tiles could match."""
+
+    config: TissueConfig
+
+    def working_bytes(self, read_shape: Triple) -> int:
+        return 60 * math.prod(read_shape)
+
+    def __call__(self, thumbnail: Bytes, block: Block) -> BlockResult:
+        section = thumbnail[0]
+        found = find_tissue(section, section > 0, self.config)
+        return BlockResult(
+            arrays={'tissue': found[None].astype(np.uint8)},
+            metrics={'tissue_pixels': float(found.sum()), 'pixels': float((section > 0).sum())},
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class MatchThumbnails:
     """Matches of the thumbnails of two sections."""
 
@@ -65,11 +84,21 @@ class MatchThumbnails:
     def working_bytes(self, read_shape: Triple) -> int:
         return self.config.thumbnail**2 * 100
 
-    def __call__(self, first: Bytes | None, second: Bytes | None, block: Block) -> BlockResult:
-        if first is None or second is None or not first.any() or not second.any():
-            return BlockResult()
+    def __call__(
+        self,
+        first: Bytes | None,
+        second: Bytes | None,
+        first_tissue: Bytes | None,
+        second_tissue: Bytes | None,
+        block: Block,
+    ) -> BlockResult:
         coarse = self.config.coarse
-        a, b = (detect_features(image[0], image[0] > 0, coarse) for image in (first, second))
+        features = []
+        for image, tissue in ((first, first_tissue), (second, second_tissue)):
+            if image is None or tissue is None or not tissue.any():
+                return BlockResult()
+            features.append(detect_features(image[0], tissue[0] > 0, coarse))
+        a, b = features
         z = block.index[0]
         match = match_sections(z, z - block.index[1] - 1, a, b, coarse)
         if match is None:
@@ -156,13 +185,19 @@ def split_matches(matches: Columns) -> list[Match]:
 
 @dataclasses.dataclass(frozen=True)
 class RenderRough:
-    """A block of a section, put into the aligned frame by its affine map; 0 is nothing."""
+    """A block of a section, put into the aligned frame by its affine map; 0 is no tissue.
+
+    Attributes:
+      factor: pixels of the montage to one of the thumbnail.
+    """
+
+    factor: int
 
     def working_bytes(self, read_shape: Triple) -> int:
         # What is read is turned: up to twice the block.
         return 24 * math.prod(read_shape)
 
-    def __call__(self, montage: Any, affines: Columns, block: Block) -> BlockResult:
+    def __call__(self, montage: Any, tissue: Bytes, affines: Columns, block: Block) -> BlockResult:
         nothing = BlockResult(arrays={'rough': np.zeros(block.core.shape, np.uint8)})
         position = block.core.start[0]
         if affines['state'][position] != 'placed':
@@ -175,6 +210,7 @@ class RenderRough:
         if part is None:
             return nothing
         image = montage.read(part)[0]
+        image = np.where(_enlarged(tissue[0], self.factor, part), image, 0).astype(np.uint8)
         moved = grid.vectors - np.array(part.start[1:], np.float32).reshape(2, 1, 1)
         grid = CoordinateMap(moved.astype(np.float32), grid.start, grid.stride)
         whole = cv2.erode((image > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
@@ -185,6 +221,15 @@ class RenderRough:
         return BlockResult(
             arrays={'rough': result[None]}, metrics={'rough_pixels': float(there.sum())}
         )
+
+
+def _enlarged(mask: Bytes, factor: int, box: BoundingBox) -> npt.NDArray[np.bool_]:
+    """A mask of the thumbnail over a box of the montage."""
+    y, x = (
+        np.minimum(np.arange(s, e) // factor, n - 1)
+        for s, e, n in zip(box.start[1:], box.end[1:], mask.shape, strict=True)
+    )
+    return mask[np.ix_(y, x)] > 0
 
 
 def _box_of(places: Reals, z: int, bounds: BoundingBox) -> BoundingBox | None:

@@ -7,6 +7,7 @@ import dataclasses
 from h01_beam.alignment.coarse import CoarseConfig
 from h01_beam.alignment.flow import FlowConfig
 from h01_beam.alignment.mesh import MeshConfig
+from h01_beam.imaging.masks import TissueConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,7 @@ class AlignConfig:
       coarse: of thumbnails.
       flow: between roughly aligned sections.
       mesh: relaxation.
+      tissue: what of a thumbnail is tissue.
       thumbnail: longest side of a thumbnail at most; levels of the pyramid halve the montage.
       neighbours: sections before each that flow is estimated to.
       margin: pixels around the montage's frame that aligned sections may reach.
@@ -28,6 +30,7 @@ class AlignConfig:
     coarse: CoarseConfig = CoarseConfig()
     flow: FlowConfig = FlowConfig()
     mesh: MeshConfig = MeshConfig()
+    tissue: TissueConfig = TissueConfig()
     thumbnail: int = 1024
     neighbours: int = 2
     margin: int = 64

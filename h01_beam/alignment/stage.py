@@ -23,6 +23,7 @@ from h01_beam.alignment.blocks import (
     LINKS,
     MATCHES,
     EstimateFlow,
+    FindTissue,
     MatchThumbnails,
     PlaceSections,
     RelaxMesh,
@@ -85,8 +86,8 @@ def build_alignment(
     """
     frames = make_frames(acquisition, stitch)
     montage = montage_spec(acquisition, frames, stitch, run)
-    affines = _place(root, montage, config, run, after)
-    rough, roughs = _render_rough(root, montage, config, run, affines)
+    tissue, levels, affines = _place(root, montage, config, run, after)
+    rough, roughs = _render_rough(root, montage, tissue, 2**levels, config, run, affines)
     mesh, meshes = _relax(root, rough, stitch.downsample, config, run, roughs)
     nominal = float(np.median(acquisition.sections['thickness_nm']))
     slices = Slices.of(acquisition.sections, nominal)
@@ -132,7 +133,7 @@ def _place(
     config: AlignConfig,
     run: Run,
     after: Sequence[beam.PCollection],
-) -> beam.PCollection:
+) -> tuple[VolumeSpec, int, beam.PCollection]:
     levels, side = 0, max(montage.shape[1:])
     while side > config.thumbnail:
         levels, side = levels + 1, -(-side // 2)
@@ -143,20 +144,35 @@ def _place(
         BoundingBox((0, 0, 0), (montage.shape[0], config.coarse.neighbours, 1)), (1, 1, 1)
     )
     bounds = thumbnails.bounds
+    tissue = dataclasses.replace(
+        thumbnails, uri=run.volume_uri('tissue'), chunk=(1, 512, 512), kind='segmentation'
+    )
+    found = root | MapBlocks(
+        FindTissue(config.tissue),
+        stage='find_tissue',
+        reads={'thumbnail': Read(thumbnails, CoreBox())},
+        writes={'tissue': tissue},
+        grid=BlockGrid(bounds, (1, *_whole_chunks(tissue))),
+        config=config.tissue,
+        run=run,
+        after=done[-1:] or after,
+    )
     matches = root | MapBlocks(
         MatchThumbnails(config),
         stage='match_sections',
         reads={
             'first': Read(thumbnails, PairedSection(bounds)),
             'second': Read(thumbnails, PairedSection(bounds, second=True)),
+            'first_tissue': Read(tissue, PairedSection(bounds)),
+            'second_tissue': Read(tissue, PairedSection(bounds, second=True)),
         },
         table_writes={'matches': MATCHES},
         grid=pairs,
         config=config.coarse,
         run=run,
-        after=done[-1:] or after,
+        after=[found],
     )
-    return root | MapBlocks(
+    placed = root | MapBlocks(
         PlaceSections(config, montage.shape[0], bounds.shape[1:], 2**levels),
         stage='place_sections',
         table_reads={'matches': TableRead(Everything(pairs.bounds), pairs)},
@@ -166,19 +182,35 @@ def _place(
         run=run,
         after=[matches],
     )
+    return tissue, levels, placed
+
+
+def _whole_chunks(spec: VolumeSpec) -> tuple[int, int]:
+    """Extent of a section in whole chunks."""
+    y, x = (-(-n // c) * c for n, c in zip(spec.shape[1:], spec.chunk[1:], strict=True))
+    return y, x
 
 
 def _render_rough(
-    root: Any, montage: VolumeSpec, config: AlignConfig, run: Run, after: beam.PCollection
+    root: Any,
+    montage: VolumeSpec,
+    tissue: VolumeSpec,
+    factor: int,
+    config: AlignConfig,
+    run: Run,
+    after: beam.PCollection,
 ) -> tuple[VolumeSpec, beam.PCollection]:
     sections, height, width = montage.shape
     shape = (sections, height + 2 * config.margin, width + 2 * config.margin)
     rough = dataclasses.replace(montage, uri=run.volume_uri('rough'), shape=shape)
     one = BoundingBox((0, 0, 0), (1, 1, 1))
     done = root | MapBlocks(
-        RenderRough(),
+        RenderRough(factor),
         stage='render_rough',
-        reads={'montage': Read(montage, _WholeSection(montage.bounds), lazy=True)},
+        reads={
+            'montage': Read(montage, _WholeSection(montage.bounds), lazy=True),
+            'tissue': Read(tissue, _WholeSection(tissue.bounds)),
+        },
         table_reads={'affines': TableRead(Everything(one), BlockGrid(one, (1, 1, 1)))},
         writes={'rough': rough},
         grid=BlockGrid(rough.bounds, (1, 1024, 1024)),
