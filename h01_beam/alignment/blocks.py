@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.alignment.coarse import Match, detect_features, match_sections, place_sections
+from h01_beam.alignment.coarse import Match, place_sections
 from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.flow import estimate_flow
 from h01_beam.alignment.frames import (
@@ -22,6 +22,8 @@ from h01_beam.alignment.frames import (
 )
 from h01_beam.alignment.maps import CoordinateMap, compose, from_affine, invert_affine, warp
 from h01_beam.alignment.mesh import Link, relax
+from h01_beam.alignment.order import OrderConfig, check_order
+from h01_beam.alignment.pairs import Thumbnail, find_match
 from h01_beam.geometry import Block, BoundingBox, Triple
 from h01_beam.imaging.masks import TissueConfig, find_tissue
 from h01_beam.plan import BlockResult
@@ -42,8 +44,13 @@ MATCHES = Schema(
         'second_y': 'float64',
         'second_x': 'float64',
         'flipped': 'bool',
+        'by': 'str',
+        'weight': 'float64',
+        'peak': 'float64',
     }
 )
+# Sections that look as if they stood elsewhere in the stack; see `h01_beam.alignment.order`.
+MISPLACED = Schema({'section': 'int64', 'better': 'int64', 'evidence': 'float64'})
 # How well the flow between two sections is known, and how far the mesh is from it: share of the
 # nodes that show tissue, correlation, RMS in full-size pixels.
 LINKS = Schema(
@@ -92,15 +99,14 @@ class MatchThumbnails:
         second_tissue: Bytes | None,
         block: Block,
     ) -> BlockResult:
-        coarse = self.config.coarse
-        features = []
+        config, thumbnails = self.config, []
         for image, tissue in ((first, first_tissue), (second, second_tissue)):
             if image is None or tissue is None or not tissue.any():
                 return BlockResult()
-            features.append(detect_features(image[0], tissue[0] > 0, coarse))
-        a, b = features
+            thumbnails.append(Thumbnail.of(image[0], tissue[0] > 0, config.coarse))
+        a, b = thumbnails
         z = block.index[0]
-        match = match_sections(z, z - block.index[1] - 1, a, b, coarse)
+        match = find_match(z, z - block.index[1] - 1, a, b, config.coarse, config.lookup)
         if match is None:
             return BlockResult(metrics={'pairs': 1.0, 'pairs_without_match': 1.0})
         count = len(match)
@@ -112,8 +118,13 @@ class MatchThumbnails:
             'second_y': match.second_points[:, 0],
             'second_x': match.second_points[:, 1],
             'flipped': np.full(count, match.flipped),
+            'by': np.full(count, match.by, object),
+            'weight': np.full(count, match.weight),
+            'peak': np.full(count, match.peak),
         }
-        return BlockResult(rows={'matches': rows}, metrics={'pairs': 1.0, 'matches': float(count)})
+        return BlockResult(
+            rows={'matches': rows}, metrics={'pairs': 1.0, f'pairs_by_{match.by}': 1.0}
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +173,14 @@ class PlaceSections:
             f'sections_{state}': float((states == state).sum())
             for state in ('placed', 'loose', 'unmatched')
         }
-        return BlockResult(rows={'affines': rows}, metrics=metrics)
+        order = OrderConfig(neighbours=max(2, self.config.coarse.neighbours))
+        misplaced = check_order(self.sections, found, order)
+        told = {
+            name: np.array([getattr(m, name) for m in misplaced], dtype)
+            for name, dtype in MISPLACED.columns.items()
+        }
+        metrics['sections_misplaced'] = float(len(misplaced))
+        return BlockResult(rows={'affines': rows, 'misplaced': told}, metrics=metrics)
 
 
 def split_matches(matches: Columns) -> list[Match]:
@@ -179,7 +197,12 @@ def split_matches(matches: Columns) -> list[Match]:
             for n in ('first', 'second')
         )
         first, second = int(matches['first'][rows[0]]), int(matches['second'][rows[0]])
-        result.append(Match(first, second, mine, other, bool(matches['flipped'][rows[0]])))
+        flipped, by, weight, peak = (
+            matches[n][rows[0]] for n in ('flipped', 'by', 'weight', 'peak')
+        )
+        result.append(
+            Match(first, second, mine, other, bool(flipped), by, float(weight), float(peak))
+        )
     return result
 
 

@@ -6,6 +6,7 @@ import dataclasses
 
 from h01_beam.alignment.coarse import CoarseConfig
 from h01_beam.alignment.flow import FlowConfig
+from h01_beam.alignment.lookup import LookupConfig
 from h01_beam.alignment.mesh import MeshConfig
 from h01_beam.imaging.masks import TissueConfig
 
@@ -15,7 +16,8 @@ class AlignConfig:
     """How montages become one volume; lengths in pixels of the montage.
 
     Attributes:
-      coarse: of thumbnails.
+      coarse: of thumbnails, by features.
+      lookup: of thumbnails, by correlation, where features fail.
       flow: between roughly aligned sections.
       mesh: relaxation.
       tissue: what of a thumbnail is tissue.
@@ -28,6 +30,7 @@ class AlignConfig:
     """
 
     coarse: CoarseConfig = CoarseConfig()
+    lookup: LookupConfig = LookupConfig()
     flow: FlowConfig = FlowConfig()
     mesh: MeshConfig = MeshConfig()
     tissue: TissueConfig = TissueConfig()

@@ -30,9 +30,9 @@ def describe_sections(run_path: str) -> list[dict[str, Any]]:
       flow_known: share of the nodes; jitter_px: RMS by which the mesh and the flow disagree.
     """
     run = FinishedRun(run_path)
-    checked, solved, seams, affines, links = (
-        run.all_rows(n) for n in ('sections', 'solved', 'seam_quality', 'affines', 'links')
-    )
+    names = ('sections', 'solved', 'seam_quality', 'affines', 'links', 'misplaced')
+    checked, solved, seams, affines, links, misplaced = (run.all_rows(n) for n in names)
+    better = dict(zip(misplaced['section'].tolist(), misplaced['better'].tolist(), strict=True))
     rows = []
     for position, number in enumerate(checked['section'].tolist()):
         usable = checked['state'][position] != 'missing'
@@ -41,6 +41,9 @@ def describe_sections(run_path: str) -> list[dict[str, Any]]:
             'state': str(affines['state'][position]) if usable else 'missing',
             'reason': str(checked['reason'][position]),
         }
+        if position in better:
+            place = int(checked['section'][better[position]])
+            row['reason'] = f'{row["reason"]} it looks as if it belonged at {place}'.strip()
         for name in ('tiles', 'good', 'suspect', 'bad', 'missing'):
             row[name] = int(checked[name][position])
         mine = solved['section'] == number

@@ -22,6 +22,7 @@ from h01_beam.acquisition.tables import Acquisition
 from h01_beam.alignment.blocks import (
     LINKS,
     MATCHES,
+    MISPLACED,
     EstimateFlow,
     FindTissue,
     MatchThumbnails,
@@ -168,7 +169,7 @@ def _place(
         },
         table_writes={'matches': MATCHES},
         grid=pairs,
-        config=config.coarse,
+        config=[config.coarse, config.lookup],
         run=run,
         after=[found],
     )
@@ -176,7 +177,7 @@ def _place(
         PlaceSections(config, montage.shape[0], bounds.shape[1:], 2**levels),
         stage='place_sections',
         table_reads={'matches': TableRead(Everything(pairs.bounds), pairs)},
-        table_writes={'affines': AFFINES},
+        table_writes={'affines': AFFINES, 'misplaced': MISPLACED},
         grid=BlockGrid(BoundingBox((0, 0, 0), (1, 1, 1)), (1, 1, 1)),
         config=[config.coarse, config.margin, montage.shape, levels],
         run=run,
