@@ -375,6 +375,7 @@ class _RenderSlice(RenderAligned):
         self,
         tiles: Columns,
         nodes: Columns,
+        gains: Columns,
         affines: Columns,
         mesh: npt.NDArray[np.float32] | None,
         block: Block,
@@ -399,7 +400,7 @@ class _RenderSlice(RenderAligned):
             return nothing
         low = np.floor(places.min(axis=1)).astype(int)
         size = np.ceil(places.max(axis=1)).astype(int) - low + 1
-        images = self.images(tiles)
+        images = self.images(tiles, gains)
         placed = (
             PlacedTile(images[row], np.ones(images[row].shape, np.bool_), compose(tile, to_frame))
             for row, tile in placed_maps(

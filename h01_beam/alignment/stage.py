@@ -116,6 +116,7 @@ def build_alignment(
         table_reads={
             'tiles': TableRead(OfSlice(slices), cells),
             'nodes': TableRead(OfSlice(slices, whole), cells),
+            'gains': TableRead(OfSlice(slices), cells),
             'affines': TableRead(Everything(one.bounds), one),
         },
         writes=dict(specs),

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from h01_beam.alignment.maps import CoordinateMap
 from h01_beam.geometry import Block, Triple
+from h01_beam.imaging.gains import measure_overlap_levels, solve_gains
 from h01_beam.plan import BlockResult
 from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.frames import Frames
@@ -19,7 +20,7 @@ from h01_beam.stitching.mesh import Seam, bend_tiles, match_seam, node_shape
 from h01_beam.stitching.offsets import measure_offset
 from h01_beam.stitching.render import PlacedTile, forward_map, inverse_map, render_montage
 from h01_beam.stitching.solve import solve_places
-from h01_beam.stitching.tables import NODES, OFFSETS, SEAMS
+from h01_beam.stitching.tables import LEVELS, NODES, OFFSETS, SEAMS
 from h01_beam.stitching.tiles import TileImages, find_pairs, usable
 from h01_beam.tables import Columns, Schema, length
 
@@ -47,8 +48,8 @@ class StitchBlock:
     def working_bytes(self, read_shape: Triple) -> int:
         return math.prod(self.frames.tile_shape) * (self.config.cached_tiles + 4 * _WORKING_FLOATS)
 
-    def images(self, tiles: Columns) -> TileImages:
-        return TileImages(tiles, self.grey_range, self.config.cached_tiles)
+    def images(self, tiles: Columns, gains: Columns | None = None) -> TileImages:
+        return TileImages(tiles, self.grey_range, self.config.cached_tiles, gains)
 
     def own(self, tiles: Columns, pairs: Ints, block: Block) -> Ints:
         """The pairs whose first tile belongs to the cell of a block."""
@@ -148,15 +149,42 @@ class MatchSeams(StitchBlock):
         piece = np.full(length(tiles), -1)
         piece[places['row']] = places['piece']
         pairs = pairs[piece[pairs[:, 0]] == piece[pairs[:, 1]]]
-        mask, parts = np.ones(shape, np.bool_), []
+        mask, parts, levels = np.ones(shape, np.bool_), [], []
         for first, second in self.own(tiles, pairs, block).tolist():
             y, x = placed[second] - placed[first]
+            shared = measure_overlap_levels(images[first], images[second], mask, mask, (y, x))
+            levels.append((first, second, *shared.levels.ravel(), shared.pixels))
             seam = match_seam(
                 images[first], images[second], mask, mask, (y, x), self.config.elastic,
                 (first, second),
             )  # fmt: skip
             parts.append(_thinned(seam, self.config.elastic.stride / 2))
-        return BlockResult(rows={'seams': _join_seams(parts)}, metrics={'seams': len(parts)})
+        return BlockResult(
+            rows={'seams': _join_seams(parts), 'levels': _columns(levels, LEVELS)},
+            metrics={'seams': len(parts)},
+        )
+
+
+class SolveGains(StitchBlock):
+    """Gains and offsets of all tiles of a section: numbers only."""
+
+    def __call__(self, places: Columns, levels: Columns, tiles: Columns) -> BlockResult:
+        if not length(places):
+            return BlockResult()
+        number = np.full(length(tiles), -1)
+        number[places['row']] = np.arange(length(places))
+        names = ('first_mean', 'first_spread', 'second_mean', 'second_spread')
+        found = solve_gains(
+            length(places),
+            number[np.stack([levels['first'], levels['second']], axis=1)],
+            np.stack([levels[name] for name in names], axis=1).reshape(-1, 2, 2),
+            levels['pixels'],
+            self.config.gains,
+        )
+        rows = {'row': places['row'], 'gain': found.gain, 'offset': found.offset}
+        return BlockResult(
+            rows={'gains': rows}, metrics={'outlier_levels': float(found.outlier.sum())}
+        )
 
 
 class BendTiles(StitchBlock):
@@ -209,14 +237,14 @@ class RenderMontage(StitchBlock):
         pixels = math.prod(read_shape) * self.config.downsample**2
         return super().working_bytes(read_shape) + 12 * pixels
 
-    def __call__(self, tiles: Columns, nodes: Columns, block: Block) -> BlockResult:
+    def __call__(self, tiles: Columns, nodes: Columns, gains: Columns, block: Block) -> BlockResult:
         factor = self.config.downsample
         start = (block.core.start[1] * factor, block.core.start[2] * factor)
         shape = (block.core.shape[1] * factor, block.core.shape[2] * factor)
         if not length(nodes):
             nothing = np.zeros(block.core.shape, np.uint8)
             return BlockResult(arrays={'montage': nothing})
-        images = self.images(tiles)
+        images = self.images(tiles, gains)
         placed = (
             PlacedTile(images[row], np.ones(images[row].shape, np.bool_), inverse)
             for row, inverse in placed_maps(nodes, self.config.elastic.stride, start, shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from h01_beam.imaging.gains import GainConfig
 from h01_beam.stitching.mesh import ElasticConfig
 from h01_beam.stitching.offsets import OffsetConfig
 from h01_beam.stitching.solve import SolveConfig
@@ -17,6 +18,7 @@ class StitchConfig:
       offsets: of pairs.
       solve: rigid places.
       elastic: bent tiles.
+      gains: of tiles, by what they share.
       cell_tiles: tiles along a side of a cell, the unit of work.
       downsample: of the montage that sections are aligned by; the final image is rendered from
         the tiles at full resolution.
@@ -27,6 +29,7 @@ class StitchConfig:
     offsets: OffsetConfig = OffsetConfig()
     solve: SolveConfig = SolveConfig()
     elastic: ElasticConfig = ElasticConfig()
+    gains: GainConfig = GainConfig()
     cell_tiles: int = 4
     downsample: int = 2
     montage_block: tuple[int, int] = (1024, 1024)

@@ -2,7 +2,8 @@
 
 measure_offsets   cells     pairs of tiles whose first is in the cell -> offsets
 solve_places      sections  offsets of all cells -> places, pairs (numbers only, no pixels)
-match_seams       cells     tiles at their places -> seams
+match_seams       cells     tiles at their places -> seams, levels
+solve_gains       sections  levels of all cells -> gains (numbers only)
 bend_tiles        cells     seams of the cell and of those around -> nodes
 render_montage    blocks    tiles through their nodes -> the volume `montage`, downsampled
 
@@ -27,11 +28,22 @@ from h01_beam.stitching.blocks import (
     MatchSeams,
     MeasureOffsets,
     RenderMontage,
+    SolveGains,
     SolvePlaces,
 )
 from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.frames import CellsBelow, Frames, SectionRows, WholeSection
-from h01_beam.stitching.tables import NODES, OFFSETS, PAIRS, PLACES, SEAM_QUALITY, SEAMS, SOLVED
+from h01_beam.stitching.tables import (
+    GAINS,
+    LEVELS,
+    NODES,
+    OFFSETS,
+    PAIRS,
+    PLACES,
+    SEAM_QUALITY,
+    SEAMS,
+    SOLVED,
+)
 from h01_beam.volume import VolumeSpec
 
 
@@ -102,8 +114,17 @@ def build_stitching(
         table_writes={'places': PLACES, 'pairs': PAIRS, 'solved': SOLVED},
     )  # fmt: skip
     seams = add(
-        'match_seams', MatchSeams, {'places': section}, [places], table_writes={'seams': SEAMS}
+        'match_seams',
+        MatchSeams,
+        {'places': section},
+        [places],
+        table_writes={'seams': SEAMS, 'levels': LEVELS},
     )
+    gains = add(
+        'solve_gains', SolveGains,
+        {'tiles': WholeSection(1, 1), 'places': WholeSection(1, 1), 'levels': whole}, [seams],
+        table_writes={'gains': GAINS},
+    )  # fmt: skip
     nodes = add(
         'bend_tiles', BendTiles, {'places': section, 'seams': ReadBox()}, [seams],
         table_writes={'nodes': NODES, 'seam_quality': SEAM_QUALITY},
@@ -112,8 +133,12 @@ def build_stitching(
     factor = config.downsample
     return add(
         'render_montage', RenderMontage,
-        {'tiles': TableRead(section, cells), 'nodes': TableRead(CellsBelow(frames, factor), cells)},
-        [nodes], writes={'montage': spec},
+        {
+            'tiles': TableRead(section, cells),
+            'gains': TableRead(section, cells),
+            'nodes': TableRead(CellsBelow(frames, factor), cells),
+        },
+        [nodes, gains], writes={'montage': spec},
         grid=BlockGrid(spec.bounds, (1, *config.montage_block)),
     )  # fmt: skip
 

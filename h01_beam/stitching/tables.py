@@ -68,3 +68,17 @@ SOLVED = Schema(
         'outlier_pairs': 'int64',
     }
 )
+# Mean and spread of the grey levels of what two tiles share, in either.
+LEVELS = Schema(
+    {
+        'first': 'int64',
+        'second': 'int64',
+        'first_mean': 'float64',
+        'first_spread': 'float64',
+        'second_mean': 'float64',
+        'second_spread': 'float64',
+        'pixels': 'int64',
+    }
+)
+# What each tile is multiplied by and what is added, so that neighbours look alike.
+GAINS = Schema({'row': 'int64', 'gain': 'float64', 'offset': 'float64'})

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy.spatial import KDTree
 
 from h01_beam.acquisition.decode import read_tile, to_uint8
+from h01_beam.imaging.gains import apply_gain
 from h01_beam.tables import Columns
 
 Ints = npt.NDArray[np.int64]
@@ -55,10 +56,21 @@ class TileImages:
       tiles: of the section.
       grey_range: of 16-bit tiles; see `to_uint8`.
       keep: how many images at most.
+      gains: columns of `GAINS` to apply; None for none.
     """
 
-    def __init__(self, tiles: Columns, grey_range: tuple[float, float] | None, keep: int) -> None:
+    def __init__(
+        self,
+        tiles: Columns,
+        grey_range: tuple[float, float] | None,
+        keep: int,
+        gains: Columns | None = None,
+    ) -> None:
         self._tiles, self._grey_range, self._keep = tiles, grey_range, keep
+        self._gains: dict[int, tuple[float, float]] = {}
+        if gains:
+            pairs = zip(gains['gain'].tolist(), gains['offset'].tolist(), strict=True)
+            self._gains = dict(zip(gains['row'].tolist(), pairs, strict=True))
         self._images: collections.OrderedDict[int, npt.NDArray[np.uint8]] = (
             collections.OrderedDict()
         )
@@ -75,7 +87,10 @@ class TileImages:
             tiles['dtype'][row],
             tiles['sha256'][row],
         )
-        self._images[row] = to_uint8(image, self._grey_range)
+        grey = to_uint8(image, self._grey_range)
+        if row in self._gains:
+            grey = apply_gain(grey, *self._gains[row])
+        self._images[row] = grey
         for old in list(itertools.islice(self._images, max(0, len(self._images) - self._keep))):
             del self._images[old]
         return self._images[row]
