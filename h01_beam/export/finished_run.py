@@ -87,6 +87,9 @@ class FinishedRun:
             if uri:
                 kind: Kind | None = 'segmentation' if key in LABEL_KEYS else None
                 found.append(Layer(name=key, uri=self._locate(uri), kind=kind))
+        if job == 'align':
+            for name, kind in (('image', 'image'), ('mask', 'segmentation')):
+                found.append(Layer(name=name, uri=self._run.volume_uri(name), kind=kind))
         if job == 'segmentation':
             found.append(Layer(name='segmentation', uri=self.segmentation_uri, kind='segmentation'))
         return found

@@ -1,6 +1,7 @@
 """From tiles to an aligned volume: what goes in comes out aligned, and all of it is accounted for."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from h01_beam.alignment.frames import Slices, ToFrame, rescale_affine
 from h01_beam.alignment.job import AlignJob, highlights, select
 from h01_beam.alignment.maps import CoordinateMap
 from h01_beam.alignment.stage import build_align_job
+from h01_beam.export.finished_run import FinishedRun
 from h01_beam.finish import FinishRun
 from h01_beam.imaging.masks import TissueConfig
 from h01_beam.stitching.config import StitchConfig
@@ -97,6 +99,8 @@ def test_every_section_and_tile_is_accounted_for(aligned):
     assert told[1]['tiles'] == 9 and '1 of 9' in told[1]['reason']
     assert all(s['seam_rms_px'] < 0.5 for s in told if s['tiles'])
     assert all(s['loose_tiles'] == 0 for s in told)
+    layers = [(layer.name, layer.kind) for layer in FinishedRun(str(folder / 'run')).layers()]
+    assert layers == [('image', 'image'), ('mask', 'segmentation')]
     # Where the bad tile was, nothing is made up.
     assert mask[1].sum() < mask[0].sum() - 3000
 
@@ -105,8 +109,6 @@ def test_the_same_again_runs_nothing(aligned):
     folder, _, finished = aligned
     before = whole(finished, 'image')
     again = run(folder / 'run', read(folder / 'tiles'))
-    import json
-
     stages = json.loads((folder / 'run' / 'report.json').read_text())['stages']
     assert sum(s['blocks_run'] for s in stages.values()) == 0
     assert len(stages) > 12
