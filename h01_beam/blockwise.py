@@ -35,7 +35,7 @@ from h01_beam import config as config_lib
 from h01_beam import plan, storage, tables, worker
 from h01_beam.finish import CompactTable, SummarizeStage, forget_blocks
 from h01_beam.geometry import Block, BlockGrid, BoundingBox, Region
-from h01_beam.plan import BlockResult, Read, Write
+from h01_beam.plan import BlockResult, Read, TableRead, Write
 from h01_beam.run import (
     Ledger,
     Marker,
@@ -62,14 +62,16 @@ class MapBlocks(beam.PTransform):
 
     Args:
       function: called as `function(**arrays)` with one zyx array per read (None where the
-        region has no box there), one mapping of columns per table read, and `block` if it asks
-        for it. Returns a `BlockResult`, or one array when there is one write.
+        region has no box there; a `Volume` if it is lazy), one mapping of columns per table
+        read, and `block` if it asks for it. Returns a `BlockResult`, or one array when there is
+        one write.
       stage: name of the stage, its ledger and its line in the report.
       grid: the blocks.
       run: the run.
       reads, writes: volumes by name; a bare spec means the read box and the core.
       table_reads: tables, and a region each: the function gets the rows of all blocks whose cores
-        the region touches. `CoreBox()` names the block's own rows.
+        the region touches. `CoreBox()` names the block's own rows; a bare region is one of the
+        stage's own grid.
       table_writes: tables that the function's rows go to.
       config: everything else that the result depends on; part of every key.
       model_hash: SHA-256 of the model, if one is used.
@@ -90,7 +92,7 @@ class MapBlocks(beam.PTransform):
         run: Run,
         reads: Mapping[str, Read | VolumeSpec] | None = None,
         writes: Mapping[str, Write | VolumeSpec] | None = None,
-        table_reads: Mapping[str, Region] | None = None,
+        table_reads: Mapping[str, TableRead | Region] | None = None,
         table_writes: Mapping[str, tables.Schema] | None = None,
         config: Any = None,
         model_hash: str = '',
@@ -114,7 +116,10 @@ class MapBlocks(beam.PTransform):
             ledger=self._ledger,
             reads=self._reads,
             writes=self._writes,
-            table_reads=dict(table_reads or {}),
+            table_reads={
+                n: r if isinstance(r, TableRead) else TableRead(r)
+                for n, r in (table_reads or {}).items()
+            },
             table_writes=self._table_writes,
             config=config_lib.fingerprint([stage, version, config, model_hash]),
             concurrency=concurrency,
@@ -195,7 +200,7 @@ class _ProcessBlocks(beam.DoFn):
         ledger: Ledger,
         reads: Mapping[str, Read],
         writes: Mapping[str, Write],
-        table_reads: Mapping[str, Region],
+        table_reads: Mapping[str, TableRead],
         table_writes: Mapping[str, tables.Schema],
         config: str,
         concurrency: int,
@@ -268,8 +273,8 @@ class _ProcessBlocks(beam.DoFn):
         try:
             started = time.time()
             parts = {
-                name: self._read_parts(name, region(block))
-                for name, region in self._table_reads.items()
+                name: self._read_parts(name, read, block)
+                for name, read in self._table_reads.items()
             }
             key = self._key(block, linear, parts)
             marker = self._ledger.read(block.index)
@@ -303,8 +308,9 @@ class _ProcessBlocks(beam.DoFn):
             [self.config_hash, self._generation, linear, block, upstream, digests]
         )
 
-    def _read_parts(self, name: str, box: BoundingBox | None) -> list[bytes]:
-        blocks = self._grid.touching(box) if box else ()
+    def _read_parts(self, name: str, read: TableRead, block: Block) -> list[bytes]:
+        box = read.region(block)
+        blocks = (read.grid or self._grid).touching(box) if box else ()
         return [storage.read_bytes(self._run.table_part(name, block.index)) for block in blocks]
 
     def _run_block(self, block: Block, key: str, parts: Mapping[str, list[bytes]]) -> Marker:
@@ -312,7 +318,8 @@ class _ProcessBlocks(beam.DoFn):
         arguments: dict[str, Any] = {}
         for name, read in self._reads.items():
             box = read.region(block)
-            arguments[name] = self._sources[name].read(box) if box else None
+            source = self._sources[name]
+            arguments[name] = None if box is None else source if read.lazy else source.read(box)
         arguments |= {name: tables.from_parquets(several) for name, several in parts.items()}
         if self._wants_block:
             arguments['block'] = block

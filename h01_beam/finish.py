@@ -177,6 +177,7 @@ class FinishRun(beam.PTransform):
         {path of PNG: caption}.
       highlights: function of the report's content: {what: number} for its top.
       scores: function of the run's path: `scores` of the report's content, or None.
+      sections: function of the run's path: `sections` of the report's content, a dictionary each.
     """
 
     def __init__(
@@ -185,6 +186,7 @@ class FinishRun(beam.PTransform):
         figures: Sequence[Callable[[str], Mapping[str, str]]] = (),
         highlights: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         scores: Callable[[str], Mapping[str, Any] | None] | None = None,
+        sections: Callable[[str], list[dict[str, Any]]] | None = None,
     ):
         super().__init__(label='Report')
         self._summaries = run.summaries
@@ -193,6 +195,7 @@ class FinishRun(beam.PTransform):
         self._figures = list(figures)
         self._highlights = highlights
         self._scores = scores
+        self._sections = sections
 
     def expand(self, root: Any) -> beam.PCollection:
         return (
@@ -200,7 +203,14 @@ class FinishRun(beam.PTransform):
             | beam.Create([self._path], reshuffle=False)
             | 'WaitForStages' >> beam.WaitOn(*self._summaries)
             | 'Write'
-            >> beam.Map(_write_report, self._stages, self._figures, self._highlights, self._scores)
+            >> beam.Map(
+                _write_report,
+                self._stages,
+                self._figures,
+                self._highlights,
+                self._scores,
+                self._sections,
+            )
         )
 
 
@@ -210,11 +220,14 @@ def _write_report(
     figures: Sequence[Callable[[str], Mapping[str, str]]],
     highlights: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None,
     scores: Callable[[str], Mapping[str, Any] | None] | None,
+    sections: Callable[[str], list[dict[str, Any]]] | None,
 ) -> str:
     content = report.collect(path, stages)
     found = scores(path) if scores else None
     if found:
         content['scores'] = found
+    if sections:
+        content['sections'] = sections(path)
     if highlights:
         content['highlights'] = dict(highlights(content))
     drawn: dict[str, str] = {}

@@ -20,10 +20,31 @@ PROCESS_BYTES = 400 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """A volume that a stage reads, and which box of it belongs to a block."""
+    """A volume that a stage reads, and which box of it belongs to a block.
+
+    Attributes:
+      spec: the volume.
+      region: the box.
+      lazy: the function gets the open `Volume` in place of an array, and reads boxes within the
+        region itself, where only it can tell which; its `working_bytes` accounts for them.
+    """
 
     spec: VolumeSpec
     region: Region = ReadBox()
+    lazy: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TableRead:
+    """A table that a stage reads: the rows of all blocks whose cores a box touches.
+
+    Attributes:
+      region: which box belongs to a block of the stage.
+      grid: the blocks by which the rows were written; None for those of the stage itself.
+    """
+
+    region: Region
+    grid: BlockGrid | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +199,8 @@ def _projected_memory(
     per_block = 0
     items: list[Read | Write] = [*reads.values(), *writes.values()]
     for item in items:
+        if isinstance(item, Read) and item.lazy:
+            continue
         boxes = [item.region(block) for block in (first, middle)]
         per_block += max((b.size for b in boxes if b), default=0) * item.spec.voxel_bytes()
     if hasattr(function, 'working_bytes'):

@@ -101,6 +101,8 @@ def render_html(run_path: str, content: Mapping[str, Any], figures: Mapping[str,
         )
     if 'scores' in content:
         parts += ['<h2>Scores</h2>', _score_table(content['scores'])]
+    if 'sections' in content:
+        parts += ['<h2>Sections</h2>', _section_table(content['sections'])]
     parts += ['<h2>Stages</h2>', _stage_table(content['stages'])]
     shown = {'models': run.get('models', {}), **run['config']}
     config = html.escape(yaml.safe_dump(shown, sort_keys=False, default_flow_style=None))
@@ -144,6 +146,16 @@ def _stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
         if own:
             rows.append(f'<tr class="own"><td colspan="{len(STAGE_COLUMNS) + 1}">{own}</td></tr>')
     return f'<table><tr><th>stage</th>{head}</tr>{"".join(rows)}</table>'
+
+
+def _section_table(sections: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for section in sections for name in section))
+    head = ''.join(f'<th class="n">{_words(name)}</th>' for name in names)
+    rows = ''.join(
+        '<tr>' + ''.join(f'<td class="n">{_format(s.get(name))}</td>' for name in names) + '</tr>'
+        for s in sections
+    )
+    return f'<table><tr>{head}</tr>{rows}</table>'
 
 
 def _words(name: str) -> str:

@@ -4,15 +4,16 @@
 
 Features are SIFT (Lowe, IJCV 2004), so neither rotation nor contrast matters; a section
 that was picked up upside down is found by its mirror image. Each pair of sections is matched on
-its own and keeps only what one affine map explains (RANSAC). Then all maps are solved together:
-matches that disagree lose their pull, and sections that no match ties to the others are told, not
-guessed.
+its own and keeps only what one affine map explains (RANSAC); where that is too little, `pairs` asks
+for correlation. Then all maps are solved together: matches that disagree lose their pull, and
+sections that no match ties to the others are told, not guessed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -28,6 +29,8 @@ Bools = npt.NDArray[np.bool_]
 _CLAHE_LIMIT, _CLAHE_TILES = 2.0, (8, 8)
 # Rounds in which matches that disagree lose weight.
 _ROUNDS = 8
+# Features of a pair that correlates perfectly but shares too few of them.
+_PEAK_AS_FEATURES = 10.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,9 @@ class Match:
       first, second: places of the sections in the stack.
       first_points, second_points: (n, 2) the same tissue in either; y and x, pixels.
       flipped: whether one of them is the mirror image of the other.
+      by: 'features', or 'correlation' of whole thumbnails (points are a grid then).
+      weight: of the pair in `place_sections`.
+      peak: correlation; 1 by features.
     """
 
     first: int
@@ -103,9 +109,17 @@ class Match:
     first_points: Reals
     second_points: Reals
     flipped: bool = False
+    by: Literal['features', 'correlation'] = 'features'
+    weight: float = 1.0
+    peak: float = 1.0
 
     def __len__(self) -> int:
         return len(self.first_points)
+
+    @property
+    def similarity(self) -> float:
+        """How alike the sections look: features that match; correlation counts as fewer."""
+        return float(len(self)) if self.by == 'features' else _PEAK_AS_FEATURES * self.peak
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +222,9 @@ def place_sections(
       groups are not placed against each other: see `Placement.group`.
     """
     middle = np.asarray(centre, np.float64)
-    rigid, group = _chain(sections, sorted(matches, key=len, reverse=True), middle)
+    rigid, group = _chain(
+        sections, sorted(matches, key=lambda m: m.similarity, reverse=True), middle
+    )
     if not matches:
         return Placement(rigid, group, np.empty(0))
     # So that linear parts and shifts weigh alike.
@@ -217,7 +233,7 @@ def place_sections(
     wanted = _centred(rigid, middle, scale)
     # Shapes are held, places hardly: just enough to have one solution.
     hold = np.tile([config.rigidity, config.rigidity, 1e-3 * config.rigidity], sections)
-    weights = np.repeat(1 / np.sqrt(lengths), lengths)
+    weights = np.repeat(np.sqrt([m.weight for m in matches] / lengths), lengths)
     trust = np.ones(int(lengths.sum()))
     for _ in range(_ROUNDS):
         rows = scipy.sparse.diags(weights * np.sqrt(trust)) @ design
@@ -243,10 +259,10 @@ def _chain(
         return n
 
     tree: list[list[tuple[int, Reals]]] = [[] for _ in range(sections)]
-    strength = np.zeros(sections, np.int64)
+    strength = np.zeros(sections)
     for match in ranked:
-        strength[match.first] += len(match)
-        strength[match.second] += len(match)
+        strength[match.first] += match.similarity
+        strength[match.second] += match.similarity
         a, b = root(match.first), root(match.second)
         if a != b:
             parent[max(a, b)] = min(a, b)

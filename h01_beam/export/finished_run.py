@@ -16,7 +16,7 @@ import numpy as np
 
 from h01_beam import storage, tables
 from h01_beam.export.planes import Planes, central_box, read_planes
-from h01_beam.geometry import Block
+from h01_beam.geometry import Block, BoundingBox
 from h01_beam.run import Marker, Run, StageRecord
 from h01_beam.volume import Kind, Volume, VoxelSize
 
@@ -87,6 +87,9 @@ class FinishedRun:
             if uri:
                 kind: Kind | None = 'segmentation' if key in LABEL_KEYS else None
                 found.append(Layer(name=key, uri=self._locate(uri), kind=kind))
+        if job == 'align':
+            for name, kind in (('image', 'image'), ('mask', 'segmentation')):
+                found.append(Layer(name=name, uri=self._run.volume_uri(name), kind=kind))
         if job == 'segmentation':
             found.append(Layer(name='segmentation', uri=self.segmentation_uri, kind='segmentation'))
         return found
@@ -103,6 +106,20 @@ class FinishedRun:
         assert voxel_size_nm is not None, 'a precomputed volume has one'
         box = central_box(segmentation.bounds, voxel_size_nm)
         return read_planes(image, box), read_planes(segmentation, box), voxel_size_nm
+
+    def all_rows(self, table: str) -> tables.Columns:
+        """A whole table: only for those with a few rows for each section."""
+        paths = storage.list_files(self._run.table(table), '.parquet')
+        return tables.from_parquets(storage.read_bytes(p) for p in paths if '/parts/' not in p)
+
+    def through(self, name: str, voxels: int = 1024) -> tuple[Planes, VoxelSize]:
+        """Planes through the middle of a volume of the run, over all of its sections."""
+        volume = Volume.open(self._run.volume_uri(name))
+        size, bounds = volume.spec.voxel_size_nm, volume.bounds
+        assert size is not None, 'a precomputed volume has one'
+        middle = central_box(bounds, size, voxels)
+        start, shape = (bounds.start[0], *middle.start[1:]), (bounds.shape[0], *middle.shape[1:])
+        return read_planes(volume, BoundingBox(start, shape)), size
 
     def sample_markers(self, stage: str, most: int = 1024) -> list[tuple[Block, Marker]]:
         """Blocks of a stage with their markers, evenly spread over the grid.

@@ -8,21 +8,19 @@ r"""Offsets of pairs of tiles: where one tile lies in the pixels of another.
                   +-----------------+
 
 A pair is looked up twice: with few pixels wherever the stage may have erred to, then with all
-pixels around what that found. Correlation is normalized over what both tiles show at each shift
-(Padfield, "Masked object registration in the Fourier domain", IEEE Trans. Image Process. 21, 2012),
-so neither masks nor small overlaps draw the peak to themselves.
+pixels around what that found. Correlation is normalized over what both tiles show at each shift, so
+neither masks nor small overlaps draw the peak to themselves.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
 
+from h01_beam.alignment.correlation import correlate_masked, vertex
 from h01_beam.alignment.flow import local_contrast
 
 Real = npt.NDArray[np.float32]
@@ -108,7 +106,7 @@ def measure_offset(
     least = config.min_overlap * min(first.size, second.size)
     small = [_shrink(i, m, factor) for i, m in ((a, in_a), (b, in_b))]
     middle = tuple(v / factor for v in cut.inner(expected))
-    scores, corner = correlate_masked(
+    scores, _, corner = correlate_masked(
         *small[0], *small[1], (middle[0], middle[1]), -(-search // factor), least / factor**2
     )
     coarse, _, sharpness = _peak(scores, corner)
@@ -116,7 +114,7 @@ def measure_offset(
     near = _Strip.around(a.shape, b.shape, place, 2 * factor)
     if near is None:
         return Offset(expected, 0.0, 0.0, False)
-    scores, corner = correlate_masked(
+    scores, _, corner = correlate_masked(
         *near.take(a, in_a, b, in_b), near.inner(place), 2 * factor, least
     )
     fine, peak, _ = _peak(scores, corner)
@@ -189,63 +187,6 @@ def _shrink(image: Real, mask: Bools, factor: int) -> tuple[Real, Bools]:
     return small, share > 0.99
 
 
-def correlate_masked(
-    first: npt.NDArray[np.generic],
-    first_mask: Bools,
-    second: npt.NDArray[np.generic],
-    second_mask: Bools,
-    middle: Place,
-    search: int,
-    least: float,
-) -> tuple[Reals, tuple[int, int]]:
-    """Normalized correlation at every shift near one.
-
-    Args:
-      first: (h, w) image.
-      second: (h, w) image.
-      first_mask: (h, w), what of it counts.
-      second_mask: likewise.
-      middle: offset of `second` in `first`, y and x.
-      search: shifts to every side of it.
-      least: pixels that both must show at a shift; else its score is -1.
-
-    Returns:
-      scores, (2 search + 1, 2 search + 1) float64, and the offset that the first of them is for.
-    """
-    size = [
-        scipy.fft.next_fast_len(n + m, real=True)
-        for n, m in zip(first.shape, second.shape, strict=True)
-    ]
-    corner = (round(middle[0]) - search, round(middle[1]) - search)
-    steps = np.arange(2 * search + 1)
-    # The transform is periodic; shifts at which the images do not meet have no pixel in common.
-    y, x = ((c + steps) % n for c, n in zip(corner, size, strict=True))
-    meets = [
-        (c + steps > -m) & (c + steps < n)
-        for c, n, m in zip(corner, first.shape, second.shape, strict=True)
-    ]
-
-    def spectra(image: npt.NDArray[Any], mask: Bools) -> list[npt.NDArray[np.complex64]]:
-        weight = mask.astype(np.float32)
-        masked = image * weight
-        return [scipy.fft.rfft2(v, size) for v in (weight, masked, masked * masked)]
-
-    ones, of_a, of_aa = spectra(first, first_mask)
-    other_ones, of_b, of_bb = (np.conj(s) for s in spectra(second, second_mask))
-
-    def sums(left: npt.NDArray[np.complex64], right: npt.NDArray[np.complex64]) -> Reals:
-        return np.asarray(scipy.fft.irfft2(left * right, size)[np.ix_(y, x)], np.float64)
-
-    count = np.maximum(np.rint(sums(ones, other_ones)), 1.0)
-    a, b = sums(of_a, other_ones), sums(ones, of_b)
-    spread_a = np.maximum(sums(of_aa, other_ones) - a * a / count, 0.0)
-    spread_b = np.maximum(sums(ones, of_bb) - b * b / count, 0.0)
-    norm = np.sqrt(spread_a * spread_b)
-    scores = (sums(of_a, of_b) - a * b / count) / np.maximum(norm, 1e-3 * count)
-    allowed = (count >= max(least, 9.0)) & meets[0][:, None] & meets[1][None, :]
-    return np.where(allowed, np.clip(scores, -1, 1), -1.0), corner
-
-
 def _peak(scores: Reals, corner: tuple[int, int]) -> tuple[Place, float, float]:
     """Offset at the highest score, to parts of a pixel; the score; how far it stands out."""
     y, x = np.unravel_index(int(scores.argmax()), scores.shape)
@@ -258,13 +199,5 @@ def _peak(scores: Reals, corner: tuple[int, int]) -> tuple[Place, float, float]:
     for axis, at in enumerate((y, x)):
         if 0 < at < scores.shape[axis] - 1:
             line = scores[:, x] if axis == 0 else scores[y]
-            place[axis] += _vertex(*line[at - 1 : at + 2].tolist())
+            place[axis] += vertex(*line[at - 1 : at + 2].tolist())
     return (place[0], place[1]), peak, float(sharpness)
-
-
-def _vertex(before: float, at: float, after: float) -> float:
-    """Where a parabola through three scores is highest, from -0.5 to 0.5."""
-    if min(before, after) <= -1:
-        return 0.0
-    bend = 2 * at - before - after
-    return 0.0 if bend <= 0 else max(-0.5, min(0.5, 0.5 * (after - before) / bend))

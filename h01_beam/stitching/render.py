@@ -8,6 +8,7 @@ how the montage is cut into boxes.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 import cv2
@@ -46,20 +47,27 @@ def forward_map(place: npt.NDArray[np.float64], vectors: Reals, stride: float) -
 
 
 def inverse_map(forward: CoordinateMap, stride: float = 32.0) -> CoordinateMap:
-    """The inverse of a tile's map, on a grid of whole strides of the section that covers it."""
+    """The inverse of a tile's map, on a grid of whole strides of the section that covers it.
+
+    It reaches two strides beyond the tile: maps that are composed with it have nodes of their own
+    there, and a pixel within the tile needs all nodes around it.
+    """
     places = forward.places()
-    low = np.floor(places.min(axis=(1, 2)) / stride)
-    high = np.ceil(places.max(axis=(1, 2)) / stride)
+    low = np.floor(places.min(axis=(1, 2)) / stride) - 2
+    high = np.ceil(places.max(axis=(1, 2)) / stride) + 2
     shape = (high - low).astype(np.int64) + 1
     start = (float(low[0] * stride), float(low[1] * stride))
-    wide = _widened(forward)
+    wide = _widened(forward, 1 + math.ceil(3 * stride / forward.stride))
     return invert(wide, start, stride, (int(shape[0]), int(shape[1])))
 
 
-def _widened(source: CoordinateMap) -> CoordinateMap:
-    """A map that goes on for one node on every side, straight."""
-    vectors = np.pad(source.vectors, ((0, 0), (1, 1), (1, 1)), mode='reflect', reflect_type='odd')
-    start = (source.start[0] - source.stride, source.start[1] - source.stride)
+def _widened(source: CoordinateMap, nodes: int) -> CoordinateMap:
+    """A map that goes on for some nodes on every side, straight."""
+    vectors = source.vectors
+    for _ in range(nodes):
+        vectors = np.pad(vectors, ((0, 0), (1, 1), (1, 1)), mode='reflect', reflect_type='odd')
+    reach = nodes * source.stride
+    start = (source.start[0] - reach, source.start[1] - reach)
     return CoordinateMap(vectors.astype(np.float32), start, source.stride)
 
 

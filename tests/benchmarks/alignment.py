@@ -16,8 +16,9 @@ import time
 import cv2
 import numpy as np
 
-from h01_beam.alignment.coarse import CoarseConfig, detect_features, match_sections, place_sections
+from h01_beam.alignment.coarse import CoarseConfig, place_sections
 from h01_beam.alignment.flow import FlowConfig, estimate_flow
+from h01_beam.alignment.lookup import LookupConfig
 from h01_beam.alignment.maps import (
     CoordinateMap,
     compose,
@@ -27,6 +28,7 @@ from h01_beam.alignment.maps import (
     warp,
 )
 from h01_beam.alignment.mesh import Link, MeshConfig, relax
+from h01_beam.alignment.pairs import Thumbnail, find_match
 
 PIXEL_NM = 4.0
 DOWNSAMPLE = 2  # flow is estimated at 8 nm
@@ -72,21 +74,24 @@ def main() -> None:
 
 def place(images, present):
     config = CoarseConfig()
-    thumbnails = {
-        z: cv2.resize(images[z], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-        for z in present
-    }
-    features = {z: detect_features(t, t > 0, config) for z, t in thumbnails.items()}
+    thumbnails = {}
+    for z in present:
+        small = cv2.resize(images[z], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        thumbnails[z] = Thumbnail.of(small, small > 0, config)
     matches = []
     for n, z in enumerate(present):
-        for y in present[max(0, n - config.neighbours) : n]:
-            match = match_sections(n, present.index(y), features[z], features[y], config)
+        for m in range(max(0, n - config.neighbours), n):
+            match = find_match(
+                n, m, thumbnails[z], thumbnails[present[m]], config, LookupConfig()
+            )  # fmt: skip
             if match:
                 matches.append(match)
-    centre = tuple((s - 1) / 2 for s in thumbnails[present[0]].shape)
+    kinds = [m.by for m in matches]
+    print({kind: kinds.count(kind) for kind in sorted(set(kinds))}, 'of pairs of sections')
+    centre = tuple((s - 1) / 2 for s in thumbnails[present[0]].image.shape)
     placement = place_sections(len(present), matches, centre, config)
     if (placement.group != placement.group[0]).any():
-        raise SystemExit(f'no features tie these groups of sections together: {placement.group}')
+        raise SystemExit(f'nothing ties these groups of sections together: {placement.group}')
     affines = placement.affines.copy()
     # From pixels of thumbnails to pixels: p = 2 t + 1/2.
     for n in range(len(present)):

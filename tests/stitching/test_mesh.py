@@ -41,9 +41,9 @@ def test_seams_are_matched_and_tiles_bent_until_they_meet():
     views = []
     for image, place, vector in zip((first, second), places, vectors):
         inverse = inverse_map(forward_map(place, vector, CONFIG.stride))
-        canvas = np.full((360, 640), np.nan, np.float32)
+        canvas = np.full((560, 840), np.nan, np.float32)
         seen = warp(image.astype(np.float32), inverse, outside=np.nan)
-        y0, x0 = (int(v) + 40 for v in inverse.start)
+        y0, x0 = (int(v) + 140 for v in inverse.start)
         canvas[y0 : y0 + seen.shape[0], x0 : x0 + seen.shape[1]] = seen
         views.append(canvas)
     both = np.isfinite(views[0]) & np.isfinite(views[1])

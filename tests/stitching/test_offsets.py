@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from h01_beam.stitching.offsets import OffsetConfig, correlate_masked, measure_offset
+from h01_beam.stitching.offsets import OffsetConfig, measure_offset
 from tests.stitching.tissue import cut, section
 
 SHAPE = (200, 260)
@@ -60,26 +60,6 @@ def test_tiles_that_cannot_meet_are_not_matched():
     assert not measure(a, a, (0, 400)).found
     # Blank tiles have nothing to be told apart by.
     assert not measure(np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8), (0, 215)).found
-
-
-def test_correlation_equals_the_definition():
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((2, 14, 17)).astype(np.float32)
-    b = b[:11, :9]
-    in_a, in_b = rng.random(a.shape) < 0.8, rng.random(b.shape) < 0.8
-    scores, corner = correlate_masked(a, in_a, b, in_b, (4.0, 5.0), 6, 12)
-    assert corner == (-2, -1) and scores.shape == (13, 13)
-    for y in range(13):
-        for x in range(13):
-            dy, dx = corner[0] + y, corner[1] + x
-            values = [
-                (a[i, j], b[i - dy, j - dx])
-                for i in range(14)
-                for j in range(17)
-                if 0 <= i - dy < 11 and 0 <= j - dx < 9 and in_a[i, j] and in_b[i - dy, j - dx]
-            ]
-            expected = np.corrcoef(np.array(values).T)[0, 1] if len(values) >= 12 else -1
-            assert scores[y, x] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(

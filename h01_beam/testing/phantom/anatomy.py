@@ -36,11 +36,11 @@ from h01_beam.testing.phantom.weave import (
 Ids = npt.NDArray[np.uint64]
 
 # How far nodes may lie from a box that they reach: their window, and the voids that shape them.
-MARGIN_NM = 2600.0
+MARGIN_NM = 3000.0
 _MITO, _SPINE, _SHAFT, _BULGE, _RETICULUM = 300, 301, 302, 303, 304
 # Around a contact, vesicles and density included.
 CONTACT_REACH_NM = 650.0
-_SPINE_SHARE = 0.5
+_SPINE_SHARE = 0.4
 _SYNAPSE_SHARE = 0.94
 _BULGE_SHARE = 0.75
 _SHAFT_SHARE = {True: 0.35, False: 0.04}  # by whether the axon is inhibitory
@@ -346,10 +346,10 @@ def _mitochondria(seed: int, nodes: NodeTable) -> Cones:
     """One in many boutons and dendrites, beside the axis."""
     share = np.select(
         [nodes.swollen & (nodes.kind == AXON), nodes.kind == AXON, nodes.kind == DENDRITE],
-        [0.5, 0.08, 0.42],
-        0.1,
+        [0.6, 0.14, 0.6],
+        0.15,
     )
-    width = 80 + 75 * _draw(seed, _MITO, nodes, 6)
+    width = 100 + 95 * _draw(seed, _MITO, nodes, 6)
     return _inside(seed, _MITO, nodes, share, width, least_nm=42.0)
 
 

@@ -21,7 +21,7 @@ Index = npt.NDArray[np.int32]
 Axes = tuple[Reals, Reals, Reals]
 
 # Beyond this distance from every surface there is nothing but extracellular space.
-REACH_NM = 240.0
+REACH_NM = 190.0
 NOBODY = -1
 _SLAB_POINTS = 32_768
 

@@ -43,8 +43,8 @@ _JITTER, _THICKNESS, _TURN, _WARP = range(200, 204)
 def thick_radius_nm(weave: Weave, t: Tracks) -> Reals:
     """Mean radius of thick tracks: of dendrites, and of myelinated axons with their sheath."""
     draw = uniform(weave.seed, _THICKNESS, t.d, t.i, t.j)
-    dendrite = 240.0 + 330.0 * draw * draw
-    myelinated = 330.0 + 170.0 * draw
+    dendrite = 320.0 + 480.0 * draw * draw
+    myelinated = 400.0 + 200.0 * draw
     return np.where(weave.kind(t) == MYELINATED, myelinated, dendrite)
 
 

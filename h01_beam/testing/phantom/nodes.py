@@ -113,7 +113,7 @@ class NodeTable:
         own_thick = self.weave.is_thick(t)
         thick = curves.thick_radius_nm(self.weave, t)
         axon = thin * (60.0 + 110.0 * draw * draw + 45.0 * wobble)
-        glia = thin * (35.0 + 170.0 * wobble * wobble)
+        glia = thin * (75.0 + 190.0 * wobble * wobble)
         # A dendrite that has taken over a thin track is a thin branch.
         dendrite = np.where(own_thick, thick * (0.85 + 0.3 * wobble), 130.0 + 60.0 * wobble)
         self.radius = np.select(

@@ -33,9 +33,9 @@ Bytes = npt.NDArray[np.uint8]
 Points = tuple[Real, Real, Real]
 
 # Two lipid bilayers and the cleft between; and the profile's soft edge.
-MEMBRANE_NM, EDGE_NM = 30.0, 9.0
+MEMBRANE_NM, EDGE_NM = 27.0, 9.0
 # Further than this from every surface lies extracellular space.
-ECS_NM = 150.0
+ECS_NM = 120.0
 
 # Structure classes: the kinds of neurites, then what is not theirs.
 STRUCTURES = {
@@ -47,13 +47,13 @@ MYELIN, MEMBRANE = 7, 8
 
 _GREY = {AXON: 166.0, DENDRITE: 181.0, GLIA: 190.0, MYELINATED: 176.0, SOMA_KIND: 163.0,
          VESSEL_KIND: 120.0}  # fmt: skip
-_ECS_GREY, _LUMEN_GREY, _MEMBRANE_GREY, _MYELIN_GREY = 196.0, 214.0, 36.0, 46.0
+_ECS_GREY, _LUMEN_GREY, _MEMBRANE_GREY, _MYELIN_GREY = 196.0, 214.0, 52.0, 46.0
 _ENDOTHELIUM_NM = 260.0
 # The microscope's contrast is stretched about the mean grey level.
 _GREY_BEFORE, _GREY_AFTER, _STRETCH = 150.0, 134.0, 1.25
 _NUCLEUS_PART = 0.62
 
-_TINT, _COARSE, _FINE, _CHROMATIN, _VESICLE, _SECTION = range(500, 506)
+_TINT, _COARSE, _FINE, _CHROMATIN, _VESICLE, _SECTION, _CLUMPS, _STAIN = range(500, 508)
 
 
 @dataclasses.dataclass
@@ -157,9 +157,19 @@ def paint(scene: Scene) -> None:
     _paint_reticulum(scene)
     _paint_synapses(scene)
     _paint_sheaths(scene)
-    contrast = np.float32(1.0 - 0.4 * config.difficulty)
     dark = scene.grey - np.float32(_MEMBRANE_GREY)
-    scene.grey -= dark * (contrast * scene.membrane)
+    dark *= scene.membrane
+    dark *= _stain(scene)
+    scene.grey -= dark
+
+
+def _stain(scene: Scene) -> Real:
+    """How well membranes took the stain: unevenly, from place to place."""
+    difficulty = scene.config.difficulty
+    uneven = smooth_noise(scene.axes_nm, (150.0,) * 3, scene.config.seed, _STAIN)
+    uneven *= np.float32(0.12 + 0.1 * difficulty)
+    uneven += np.float32(0.92 - 0.34 * difficulty)
+    return uneven
 
 
 def _texture(scene: Scene) -> None:
@@ -167,9 +177,10 @@ def _texture(scene: Scene) -> None:
     seed = scene.config.seed
     coarse = smooth_noise(scene.axes_nm, (60.0, 60.0, 60.0), seed, _COARSE)
     fine = smooth_noise(scene.axes_nm, (30.0, 22.0, 22.0), seed, _FINE)
-    grain = coarse * np.float32(30) + fine * np.float32(46)
+    clumps = smooth_noise(scene.axes_nm, (190.0,) * 3, seed, _CLUMPS)
+    grain = coarse * np.float32(36) + fine * np.float32(58) + clumps * np.float32(20)
     # Grains are dark specks on a bright ground.
-    np.minimum(grain, np.float32(22), out=grain)
+    np.minimum(grain, np.float32(24), out=grain)
     calm = np.array([0.35, 1.0, 0.9, 0.75, 0.9, 1.2, 0.5, 0.5], np.float32)
     scene.grey += grain * calm[scene.kind]
 

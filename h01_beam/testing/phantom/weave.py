@@ -35,7 +35,7 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Reals = npt.NDArray[np.float64]
 
-PITCH_NM = 680.0
+PITCH_NM = 820.0
 # Nodes in which every track has one end, and cells (half as many) that may hold one soma.
 INTERVAL = 60
 CELLS = INTERVAL // 2
@@ -46,7 +46,7 @@ AXON, DENDRITE, GLIA, MYELINATED = 1, 2, 3, 4
 NO_BODY, SOMA, VESSEL = 0, 1, 2
 
 _MYELINATED_SHARE = 0.1
-_GLIA_SHARE = 0.1
+_GLIA_SHARE = 0.2
 _BRANCH_SHARE = 0.5
 _SOMA_SHARE = 0.85
 _SOMA_DENDRITES = 0.14

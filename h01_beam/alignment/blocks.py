@@ -1,0 +1,419 @@
+"""What the stages of alignment do with one block: arrays and rows in, arrays and rows out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from h01_beam.alignment.coarse import Match, place_sections
+from h01_beam.alignment.config import AlignConfig
+from h01_beam.alignment.flow import estimate_flow
+from h01_beam.alignment.frames import (
+    RENDER_STRIDE,
+    Slices,
+    ToFrame,
+    affine_of,
+    rescale_affine,
+)
+from h01_beam.alignment.maps import CoordinateMap, compose, from_affine, invert_affine, warp
+from h01_beam.alignment.mesh import Link, relax
+from h01_beam.alignment.order import OrderConfig, check_order
+from h01_beam.alignment.pairs import Thumbnail, find_match
+from h01_beam.geometry import Block, BoundingBox, Triple
+from h01_beam.imaging.masks import TissueConfig, find_tissue
+from h01_beam.plan import BlockResult
+from h01_beam.stitching.blocks import StitchBlock, placed_maps
+from h01_beam.stitching.render import PlacedTile, render_montage
+from h01_beam.tables import Columns, Schema, length
+
+Bytes = npt.NDArray[np.uint8]
+Reals = npt.NDArray[np.float64]
+
+# Points that two thumbnails share, pixels of either.
+MATCHES = Schema(
+    {
+        'first': 'int64',
+        'second': 'int64',
+        'first_y': 'float64',
+        'first_x': 'float64',
+        'second_y': 'float64',
+        'second_x': 'float64',
+        'flipped': 'bool',
+        'by': 'str',
+        'weight': 'float64',
+        'peak': 'float64',
+    }
+)
+# Sections that look as if they stood elsewhere in the stack; see `h01_beam.alignment.order`.
+MISPLACED = Schema({'section': 'int64', 'better': 'int64', 'evidence': 'float64'})
+# How well the flow between two sections is known, and how far the mesh is from it: share of the
+# nodes that show tissue, correlation, RMS in full-size pixels.
+LINKS = Schema(
+    {
+        'first': 'int64',
+        'second': 'int64',
+        'known': 'float64',
+        'weight': 'float64',
+        'misfit': 'float64',
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FindTissue:
+    """Tissue of a section, on its thumbnail: in resin only the pattern of tiles could match."""
+
+    config: TissueConfig
+
+    def working_bytes(self, read_shape: Triple) -> int:
+        return 60 * math.prod(read_shape)
+
+    def __call__(self, thumbnail: Bytes, block: Block) -> BlockResult:
+        section = thumbnail[0]
+        found = find_tissue(section, section > 0, self.config)
+        return BlockResult(
+            arrays={'tissue': found[None].astype(np.uint8)},
+            metrics={'tissue_pixels': float(found.sum()), 'pixels': float((section > 0).sum())},
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchThumbnails:
+    """Matches of the thumbnails of two sections."""
+
+    config: AlignConfig
+
+    def working_bytes(self, read_shape: Triple) -> int:
+        return self.config.thumbnail**2 * 100
+
+    def __call__(
+        self,
+        first: Bytes | None,
+        second: Bytes | None,
+        first_tissue: Bytes | None,
+        second_tissue: Bytes | None,
+        block: Block,
+    ) -> BlockResult:
+        config, thumbnails = self.config, []
+        for image, tissue in ((first, first_tissue), (second, second_tissue)):
+            if image is None or tissue is None or not tissue.any():
+                return BlockResult()
+            thumbnails.append(Thumbnail.of(image[0], tissue[0] > 0, config.coarse))
+        a, b = thumbnails
+        z = block.index[0]
+        match = find_match(z, z - block.index[1] - 1, a, b, config.coarse, config.lookup)
+        if match is None:
+            return BlockResult(metrics={'pairs': 1.0, 'pairs_without_match': 1.0})
+        count = len(match)
+        rows = {
+            'first': np.full(count, match.first),
+            'second': np.full(count, match.second),
+            'first_y': match.first_points[:, 0],
+            'first_x': match.first_points[:, 1],
+            'second_y': match.second_points[:, 0],
+            'second_x': match.second_points[:, 1],
+            'flipped': np.full(count, match.flipped),
+            'by': np.full(count, match.by, object),
+            'weight': np.full(count, match.weight),
+            'peak': np.full(count, match.peak),
+        }
+        return BlockResult(
+            rows={'matches': rows}, metrics={'pairs': 1.0, f'pairs_by_{match.by}': 1.0}
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaceSections:
+    """Affine maps of all sections at once: numbers only, a few hundred bytes a match.
+
+    Attributes:
+      config: of alignment.
+      sections: their number.
+      thumbnail: h and w of a thumbnail.
+      factor: pixels of the montage to one of the thumbnail.
+    """
+
+    config: AlignConfig
+    sections: int
+    thumbnail: tuple[int, int]
+    factor: int
+
+    def __call__(self, matches: Columns, block: Block) -> BlockResult:
+        found = list(split_matches(matches))
+        centre = ((self.thumbnail[0] - 1) / 2, (self.thumbnail[1] - 1) / 2)
+        placement = place_sections(self.sections, found, centre, self.config.coarse)
+        groups, sizes = np.unique(placement.group[placement.group >= 0], return_counts=True)
+        largest = int(groups[sizes.argmax()]) if len(groups) else -1
+        counts, misfits = np.zeros(self.sections, np.int64), np.full(self.sections, np.nan)
+        for match, misfit in zip(found, placement.misfit.tolist(), strict=True):
+            for section in (match.first, match.second):
+                counts[section] += len(match)
+                misfits[section] = np.nanmax([misfits[section], misfit * self.factor])
+        affines = np.stack(
+            [rescale_affine(a, self.factor, self.config.margin) for a in placement.affines]
+        )
+        states = np.select(
+            [placement.group == largest, placement.group >= 0], ['placed', 'loose'], 'unmatched'
+        )
+        names = ('yy', 'yx', 'y1', 'xy', 'xx', 'x1')
+        rows = {
+            'section': np.arange(self.sections),
+            **dict(zip(names, affines.reshape(-1, 6).T, strict=True)),
+            'group': placement.group,
+            'matches': counts,
+            'misfit': misfits,
+            'state': states.astype(object),
+        }
+        metrics = {
+            f'sections_{state}': float((states == state).sum())
+            for state in ('placed', 'loose', 'unmatched')
+        }
+        order = OrderConfig(neighbours=max(2, self.config.coarse.neighbours))
+        misplaced = check_order(self.sections, found, order)
+        told = {
+            name: np.array([getattr(m, name) for m in misplaced], dtype)
+            for name, dtype in MISPLACED.columns.items()
+        }
+        metrics['sections_misplaced'] = float(len(misplaced))
+        return BlockResult(rows={'affines': rows, 'misplaced': told}, metrics=metrics)
+
+
+def split_matches(matches: Columns) -> list[Match]:
+    """Rows of the table as one match for each pair of sections, in ascending order."""
+    if not length(matches):
+        return []
+    order = np.lexsort((matches['second'], matches['first']))
+    keys = np.stack([matches['first'], matches['second']], axis=1)[order]
+    begins = np.flatnonzero((np.diff(keys, axis=0, prepend=-1) != 0).any(axis=1))
+    result = []
+    for rows in np.split(order, begins[1:]):
+        mine, other = (
+            np.stack([matches[f'{n}_y'][rows], matches[f'{n}_x'][rows]], axis=1)
+            for n in ('first', 'second')
+        )
+        first, second = int(matches['first'][rows[0]]), int(matches['second'][rows[0]])
+        flipped, by, weight, peak = (
+            matches[n][rows[0]] for n in ('flipped', 'by', 'weight', 'peak')
+        )
+        result.append(
+            Match(first, second, mine, other, bool(flipped), by, float(weight), float(peak))
+        )
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderRough:
+    """A block of a section, put into the aligned frame by its affine map; 0 is no tissue.
+
+    Attributes:
+      factor: pixels of the montage to one of the thumbnail.
+    """
+
+    factor: int
+
+    def working_bytes(self, read_shape: Triple) -> int:
+        # What is read is turned: up to twice the block.
+        return 24 * math.prod(read_shape)
+
+    def __call__(self, montage: Any, tissue: Bytes, affines: Columns, block: Block) -> BlockResult:
+        nothing = BlockResult(arrays={'rough': np.zeros(block.core.shape, np.uint8)})
+        position = block.core.start[0]
+        if affines['state'][position] != 'placed':
+            return nothing
+        back = invert_affine(affine_of(affines, position))
+        start, shape = block.core.start[1:], block.core.shape[1:]
+        nodes = tuple(-(-n // RENDER_STRIDE) + 1 for n in shape)
+        grid = from_affine(back, (start[0], start[1]), RENDER_STRIDE, (nodes[0], nodes[1]))
+        part = _box_of(grid.places(), position, montage.bounds)
+        if part is None:
+            return nothing
+        image = montage.read(part)[0]
+        image = np.where(_enlarged(tissue[0], self.factor, part), image, 0).astype(np.uint8)
+        moved = grid.vectors - np.array(part.start[1:], np.float32).reshape(2, 1, 1)
+        grid = CoordinateMap(moved.astype(np.float32), grid.start, grid.stride)
+        whole = cv2.erode((image > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
+        seen = warp(image, grid)[: shape[0], : shape[1]]
+        share = warp(whole.astype(np.float32), grid)[: shape[0], : shape[1]]
+        there = share.astype(np.float32) > 0.99
+        result = np.where(there, np.maximum(seen, 1), 0).astype(np.uint8)
+        return BlockResult(
+            arrays={'rough': result[None]}, metrics={'rough_pixels': float(there.sum())}
+        )
+
+
+def _enlarged(mask: Bytes, factor: int, box: BoundingBox) -> npt.NDArray[np.bool_]:
+    """A mask of the thumbnail over a box of the montage."""
+    y, x = (
+        np.minimum(np.arange(s, e) // factor, n - 1)
+        for s, e, n in zip(box.start[1:], box.end[1:], mask.shape, strict=True)
+    )
+    return mask[np.ix_(y, x)] > 0
+
+
+def _box_of(places: Reals, z: int, bounds: BoundingBox) -> BoundingBox | None:
+    """The pixels around (2, h, w) places, within bounds."""
+    known = places.reshape(2, -1)
+    known = known[:, np.isfinite(known).all(axis=0)]
+    if not known.shape[1]:
+        return None
+    low = np.floor(known.min(axis=1)).astype(int) - 2
+    high = np.ceil(known.max(axis=1)).astype(int) + 3
+    return BoundingBox.from_bounds(
+        (z, int(low[0]), int(low[1])), (z + 1, int(high[0]), int(high[1]))
+    ).intersection(bounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimateFlow:
+    """Flow at a block of nodes from one section to another.
+
+    Attributes:
+      config: of alignment.
+    """
+
+    config: AlignConfig
+
+    def working_bytes(self, read_shape: Triple) -> int:
+        side = [n * self.config.flow.stride + 2 * self.config.flow.reach for n in read_shape[1:]]
+        return 60 * side[0] * side[1]
+
+    def __call__(self, fixed: Bytes | None, moving: Bytes | None, block: Block) -> BlockResult:
+        flow_config = self.config.flow
+        unknown = np.full((3, *block.core.shape), np.nan, np.float32)
+        unknown[2] = 0
+        if fixed is None or moving is None or not fixed.any() or not moving.any():
+            return BlockResult(arrays={'flow': unknown})
+        flow = estimate_flow(fixed[0], moving[0], fixed[0] > 0, moving[0] > 0, flow_config)
+        start = [
+            s * flow_config.stride - max(0, s * flow_config.stride - flow_halo(self.config))
+            for s in block.core.start[1:]
+        ]
+        y, x = (
+            slice(s // flow_config.stride, s // flow_config.stride + n)
+            for s, n in zip(start, block.core.shape[1:], strict=True)
+        )
+        weight = np.where(flow.known, np.clip(flow.peak, 0, 1) ** 2, 0)
+        found = np.stack([*flow.map.vectors, weight])[:, y, x]
+        h, w = found.shape[1:]
+        unknown[:, 0, :h, :w] = found
+        tried = float((flow.peak[y, x] > 0).sum())
+        known = float(flow.known[y, x].sum())
+        return BlockResult(arrays={'flow': unknown}, metrics={'nodes': tried, 'nodes_known': known})
+
+
+def flow_halo(config: AlignConfig) -> int:
+    """Pixels that a block of flow reads around: its reach, in steps that keep the nodes."""
+    unit = config.flow.stride * max(level.downsample for level in config.flow.levels)
+    return -(-min(config.flow.reach, 4 * unit + 160) // unit) * unit
+
+
+@dataclasses.dataclass(frozen=True)
+class RelaxMesh:
+    """Vectors of all nodes of all sections, aligned -> rough.
+
+    Attributes:
+      config: of alignment.
+      pixel_nm: of the montage.
+      downsample: of the montage.
+    """
+
+    config: AlignConfig
+    pixel_nm: float
+    downsample: int
+
+    def __call__(self, block: Block, **flows: npt.NDArray[np.float32]) -> BlockResult:
+        sections, h, w = block.core.shape
+        links = []
+        for name, flow in flows.items():
+            back = int(name.rpartition('_')[2])
+            for z in range(back, sections):
+                if np.isfinite(flow[0, z]).any():
+                    links.append(Link(z, z - back, flow[:2, z], flow[2, z]))
+        vectors, misfit = relax(
+            (sections, h, w), links, self.config.flow.stride, self.config.mesh,
+            pixel_nm=self.pixel_nm,
+        )  # fmt: skip
+        rows = [
+            (
+                link.first,
+                link.second,
+                float(np.isfinite(link.vectors[0]).mean()),
+                float(link.weight[link.weight > 0].mean()),
+                self.downsample * float(np.sqrt(np.nanmean(rest**2))),
+            )
+            for link, rest in zip(links, misfit, strict=True)
+        ]
+        columns = [np.array(c) for c in zip(*rows, strict=True)] or [np.empty(0)] * 5
+        return BlockResult(
+            arrays={'mesh': vectors.astype(np.float32).transpose(1, 0, 2, 3)},
+            rows={'links': dict(zip(LINKS.columns, columns, strict=True))},
+            metrics={'links': float(len(links))},
+        )
+
+
+class RenderAligned(StitchBlock):
+    """A block of the aligned volume from the tiles of its section, through one composed map."""
+
+    def working_bytes(self, read_shape: Triple) -> int:
+        return super().working_bytes(read_shape) + 40 * math.prod(read_shape)
+
+    def with_slices(self, align: AlignConfig, slices: Slices) -> _RenderSlice:
+        return _RenderSlice(self.frames, self.config, self.grey_range, align, slices)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RenderSlice(RenderAligned):
+    align: AlignConfig
+    slices: Slices
+
+    def __call__(
+        self,
+        tiles: Columns,
+        nodes: Columns,
+        gains: Columns,
+        affines: Columns,
+        mesh: npt.NDArray[np.float32] | None,
+        block: Block,
+    ) -> BlockResult:
+        position = self.slices.positions[block.index[0]]
+        blank = np.zeros(block.core.shape, np.uint8)
+        nothing = BlockResult(arrays={'image': blank, 'mask': blank})
+        if position < 0 or mesh is None or not length(nodes):
+            return nothing
+        if affines['state'][position] != 'placed':
+            return nothing
+        start, shape = block.core.start[1:], block.core.shape[1:]
+        stride, factor = self.align.flow.stride, self.config.downsample
+        first = self._first_node(block)
+        grid = CoordinateMap(
+            np.ascontiguousarray(mesh[:, 0]), (first[0] * stride, first[1] * stride), stride
+        )
+        to_frame = ToFrame(affine_of(affines, position), grid, factor).over(start, shape)
+        places = to_frame.places().reshape(2, -1)
+        places = places[:, np.isfinite(places).all(axis=0)]
+        if not places.shape[1]:
+            return nothing
+        low = np.floor(places.min(axis=1)).astype(int)
+        size = np.ceil(places.max(axis=1)).astype(int) - low + 1
+        images = self.images(tiles, gains)
+        placed = (
+            PlacedTile(images[row], np.ones(images[row].shape, np.bool_), compose(tile, to_frame))
+            for row, tile in placed_maps(
+                nodes, self.config.elastic.stride, (low[0], low[1]), (size[0], size[1])
+            )
+        )
+        image, there = render_montage(placed, (start[0], start[1]), (shape[0], shape[1]))
+        return BlockResult(
+            arrays={'image': image[None], 'mask': there[None].astype(np.uint8)},
+            metrics={'pixels': float(there.sum())},
+        )
+
+    def _first_node(self, block: Block) -> tuple[int, int]:
+        pitch = self.align.flow.stride * self.config.downsample
+        y, x = (max(0, (s - RENDER_STRIDE) // pitch - 1) for s in block.core.start[1:])
+        return y, x

@@ -1,0 +1,62 @@
+"""Configuration of alignment."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from h01_beam.alignment.coarse import CoarseConfig
+from h01_beam.alignment.flow import FlowConfig
+from h01_beam.alignment.lookup import LookupConfig
+from h01_beam.alignment.mesh import MeshConfig
+from h01_beam.imaging.masks import TissueConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlignConfig:
+    """How montages become one volume; lengths in pixels of the montage.
+
+    Attributes:
+      coarse: of thumbnails, by features.
+      lookup: of thumbnails, by correlation, where features fail.
+      flow: between roughly aligned sections.
+      mesh: relaxation.
+      tissue: what of a thumbnail is tissue.
+      thumbnail: longest side of a thumbnail at most; levels of the pyramid halve the montage.
+      neighbours: sections before each that flow is estimated to.
+      margin: pixels around the montage's frame that aligned sections may reach.
+      flow_block: y and x pixels of which flow is estimated at once; multiples of the flow's
+        stride and largest downsampling.
+      block: y and x pixels of the final image that are rendered at once.
+    """
+
+    coarse: CoarseConfig = CoarseConfig()
+    lookup: LookupConfig = LookupConfig()
+    flow: FlowConfig = FlowConfig()
+    mesh: MeshConfig = MeshConfig()
+    tissue: TissueConfig = TissueConfig()
+    thumbnail: int = 1024
+    neighbours: int = 2
+    margin: int = 64
+    flow_block: tuple[int, int] = (1024, 1024)
+    block: tuple[int, int] = (1024, 1024)
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        if self.thumbnail < 64:
+            raise ValueError(f'align.thumbnail is {self.thumbnail}: must be 64 pixels or more')
+        if self.neighbours < 1:
+            raise ValueError(f'align.neighbours is {self.neighbours}: must be 1 or more')
+        if self.margin < 0:
+            raise ValueError(f'align.margin is {self.margin}: must not be negative')
+        unit = self.flow.stride * max(level.downsample for level in self.flow.levels)
+        for name in ('flow_block', 'block'):
+            value = getattr(self, name)
+            if len(value) != 2 or min(value) < 64:
+                raise ValueError(
+                    f'align.{name} is {value}: must be two numbers of pixels, y and x, 64 or more'
+                )
+        if any(n % unit for n in self.flow_block):
+            raise ValueError(
+                f'align.flow_block is {self.flow_block}: must be multiples of {unit}, the stride '
+                'of the flow times its largest downsampling'
+            )

@@ -1,0 +1,209 @@
+r"""The frames that a pixel passes on its way from the aligned volume to a tile.
+
+    aligned, full size --(downsample)--> aligned --(mesh)--> rough --(affine)--> montage
+        --(downsample)--> frame of the section --(nodes of stitching)--> tile
+
+A pixel of a frame that is `f` times coarser covers f x f of the finer one: coarse pixel p has its
+centre at f p + (f - 1) / 2 of the finer. The aligned frame is `margin` pixels wider on all sides
+than the frame of the montage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from h01_beam.alignment.maps import CoordinateMap, grid_points, invert_affine
+from h01_beam.geometry import Block, BoundingBox
+from h01_beam.tables import Columns, Schema
+
+Reals = npt.NDArray[np.float64]
+
+# Affine maps, montage -> aligned, of all sections, for (y, x, 1). Sections of one group hang
+# together by matches; state: 'placed', 'loose' (part of a smaller group) or 'unmatched'.
+AFFINES = Schema(
+    {
+        'section': 'int64',
+        'yy': 'float64', 'yx': 'float64', 'y1': 'float64',
+        'xy': 'float64', 'xx': 'float64', 'x1': 'float64',
+        'group': 'int64',
+        'matches': 'int64',
+        'misfit': 'float64',
+        'state': 'str',
+    }
+)  # fmt: skip
+# Pixels between the nodes at which the composed map is exact.
+RENDER_STRIDE = 32
+
+
+def affine_of(affines: Columns, position: int) -> Reals:
+    """The (2, 3) map of a section, montage -> aligned."""
+    names = (('yy', 'yx', 'y1'), ('xy', 'xx', 'x1'))
+    return np.array([[float(affines[name][position]) for name in row] for row in names])
+
+
+def rescale_affine(affine: Reals, factor: float, margin: float = 0.0) -> Reals:
+    """A map between frames that are `factor` times coarser, as one between the finer ones.
+
+    Args:
+      affine: (2, 3), between coarse frames.
+      factor: of their pixels to those of the finer ones.
+      margin: pixels of the finer frame that places move by.
+    """
+    half = np.full(2, (factor - 1) / 2)
+    linear = affine[:, :2]
+    shift = factor * affine[:, 2] + half - linear @ half + margin
+    return np.concatenate([linear, shift[:, None]], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToFrame:
+    """From the aligned volume at full size to the frame of a section.
+
+    Attributes:
+      affine: (2, 3) montage -> aligned.
+      mesh: aligned -> rough, both at the montage's pixels.
+      downsample: of the montage.
+    """
+
+    affine: Reals
+    mesh: CoordinateMap
+    downsample: int
+
+    def __call__(self, points: Reals) -> Reals:
+        """Maps points, (2, ...) y and x; NaN where the mesh ends."""
+        half = (self.downsample - 1) / 2
+        rough = self.mesh((points - half) / self.downsample)
+        back = invert_affine(self.affine)
+        shift = back[:, 2].reshape((2,) + (1,) * (points.ndim - 1))
+        return (np.tensordot(back[:, :2], rough, axes=1) + shift) * self.downsample + half
+
+    def over(self, start: tuple[int, int], shape: tuple[int, int]) -> CoordinateMap:
+        """The map on a lattice that does not depend on the box of pixels that it covers."""
+        low = [math.floor(s / RENDER_STRIDE) for s in start]
+        high = [math.ceil((s + n) / RENDER_STRIDE) for s, n in zip(start, shape, strict=True)]
+        first = (float(low[0] * RENDER_STRIDE), float(low[1] * RENDER_STRIDE))
+        nodes = (high[0] - low[0] + 1, high[1] - low[1] + 1)
+        points = grid_points(first, RENDER_STRIDE, nodes)
+        return CoordinateMap((self(points) - points).astype(np.float32), first, RENDER_STRIDE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+    """Which section every z of the aligned volume shows.
+
+    Attributes:
+      positions: of the section, for each z; -1 where it is missing.
+    """
+
+    positions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sections: Columns, nominal_nm: float) -> Slices:
+        """Sections at their numbers; one that is twice as thick fills the next z too."""
+        numbers = sections['section'].tolist()
+        repeats = np.maximum(1, np.rint(sections['thickness_nm'] / nominal_nm)).astype(int)
+        last = max(n + r for n, r in zip(numbers, repeats.tolist(), strict=True))
+        positions = [-1] * (last - numbers[0])
+        for position, (number, repeat) in enumerate(zip(numbers, repeats.tolist(), strict=True)):
+            for z in range(number, number + repeat):
+                if z == number or z not in numbers:
+                    positions[z - numbers[0]] = position
+        return cls(tuple(positions))
+
+
+@dataclasses.dataclass(frozen=True)
+class OfSlice:
+    """The rows of the section that a block of the aligned volume shows.
+
+    Attributes:
+      slices: which that is.
+      cells: rows and columns of the cells that are read.
+    """
+
+    slices: Slices
+    cells: tuple[int, int] = (1, 1)
+
+    def __call__(self, block: Block) -> BoundingBox | None:
+        position = self.slices.positions[block.index[0]]
+        return None if position < 0 else BoundingBox((position, 0, 0), (1, *self.cells))
+
+
+@dataclasses.dataclass(frozen=True)
+class NodesOfSlice:
+    """The nodes of the mesh around a block of the aligned volume.
+
+    Attributes:
+      slices: which section that is.
+      pitch: full-size pixels between nodes.
+      bounds: of the mesh.
+    """
+
+    slices: Slices
+    pitch: int
+    bounds: BoundingBox
+
+    def __call__(self, block: Block) -> BoundingBox | None:
+        position = self.slices.positions[block.index[0]]
+        if position < 0:
+            return None
+        low = [(s - RENDER_STRIDE) // self.pitch - 1 for s in block.core.start[1:]]
+        high = [(e + RENDER_STRIDE) // self.pitch + 3 for e in block.core.end[1:]]
+        box = BoundingBox.from_bounds((position, low[0], low[1]), (position + 1, high[0], high[1]))
+        return box.intersection(self.bounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shifted:
+    """The box of a block in another section of a volume.
+
+    Attributes:
+      bounds: of the volume.
+      back: sections before the block's own.
+      scale: voxels of the volume to one of the block's grid, y and x.
+      halo: voxels of the volume around, y and x.
+    """
+
+    bounds: BoundingBox
+    back: int = 0
+    scale: int = 1
+    halo: int = 0
+
+    def __call__(self, block: Block) -> BoundingBox | None:
+        z = block.core.start[0] - self.back
+        if z < self.bounds.start[0]:
+            return None
+        low = [s * self.scale - self.halo for s in block.core.start[1:]]
+        high = [e * self.scale + self.halo for e in block.core.end[1:]]
+        box = BoundingBox.from_bounds((z, low[0], low[1]), (z + 1, high[0], high[1]))
+        return box.intersection(self.bounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedSection:
+    """Of block (s, k, 0), the section s, or s - k - 1, whole.
+
+    Attributes:
+      bounds: of the volume.
+      second: whether it is the one before.
+    """
+
+    bounds: BoundingBox
+    second: bool = False
+
+    def __call__(self, block: Block) -> BoundingBox | None:
+        z = block.index[0] - (block.index[1] + 1 if self.second else 0)
+        return None if z < 0 else BoundingBox((z, 0, 0), (1, *self.bounds.shape[1:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything:
+    """One box for all blocks."""
+
+    box: BoundingBox
+
+    def __call__(self, block: Block) -> BoundingBox:
+        return self.box

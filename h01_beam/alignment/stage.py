@@ -1,0 +1,286 @@
+"""Alignment as Beam stages. Shape: pairs of sections, two graphs, blocks.
+
+match_sections    pairs     thumbnails -> matches
+place_sections    graph     matches of all pairs -> affines, one of each section (numbers only)
+render_rough      blocks    montage through its affine -> the volume `rough`
+flow_K            blocks    `rough` of a section and of the K-th before -> the volume `flow_K`
+relax_mesh        graph     flow -> the volume `mesh`
+render_image      blocks    tiles, through stitching, affine and mesh at once -> `image`, `mask`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+
+from h01_beam.acquisition.stage import build_checks
+from h01_beam.acquisition.tables import Acquisition
+from h01_beam.alignment.blocks import (
+    LINKS,
+    MATCHES,
+    MISPLACED,
+    EstimateFlow,
+    FindTissue,
+    MatchThumbnails,
+    PlaceSections,
+    RelaxMesh,
+    RenderAligned,
+    RenderRough,
+    flow_halo,
+)
+from h01_beam.alignment.config import AlignConfig
+from h01_beam.alignment.frames import (
+    AFFINES,
+    Everything,
+    NodesOfSlice,
+    OfSlice,
+    PairedSection,
+    Shifted,
+    Slices,
+)
+from h01_beam.alignment.job import AlignJob
+from h01_beam.blockwise import MapBlocks
+from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox
+from h01_beam.imaging.downsample import DownsampleConfig, pyramid_specs
+from h01_beam.imaging.stage import build_downsample
+from h01_beam.plan import Read, TableRead
+from h01_beam.run import Run
+from h01_beam.stitching.config import StitchConfig
+from h01_beam.stitching.stage import build_stitching, make_frames, montage_spec
+from h01_beam.volume import VolumeSpec
+
+
+def build_align_job(root: Any, acquisition: Acquisition, job: AlignJob, run: Run) -> None:
+    """Adds all stages from tiles to the aligned volume."""
+    grey_range = job.checks.grey_range
+    checked = build_checks(root, acquisition, job.checks, run)
+    montages = build_stitching(root, acquisition, job.stitch, run, grey_range, [checked])
+    build_alignment(root, acquisition, job.stitch, job.align, run, grey_range, [montages])
+
+
+def build_alignment(
+    root: Any,
+    acquisition: Acquisition,
+    stitch: StitchConfig,
+    config: AlignConfig,
+    run: Run,
+    grey_range: tuple[float, float] | None = None,
+    after: Sequence[beam.PCollection] = (),
+) -> beam.PCollection:
+    """Adds the stages from the montages of all sections to one aligned volume.
+
+    Args:
+      root: the pipeline.
+      acquisition: the manifest.
+      stitch: how the montages were made.
+      config: see `AlignConfig`.
+      run: the run.
+      grey_range: of 16-bit tiles.
+      after: the stages of stitching.
+
+    Returns:
+      block records of the stage that renders `image` and `mask`.
+    """
+    frames = make_frames(acquisition, stitch)
+    montage = montage_spec(acquisition, frames, stitch, run)
+    tissue, levels, affines = _place(root, montage, config, run, after)
+    rough, roughs = _render_rough(root, montage, tissue, 2**levels, config, run, affines)
+    mesh, meshes = _relax(root, rough, stitch.downsample, config, run, roughs)
+    nominal = float(np.median(acquisition.sections['thickness_nm']))
+    slices = Slices.of(acquisition.sections, nominal)
+    factor = stitch.downsample
+    specs = {
+        name: VolumeSpec(
+            uri=run.volume_uri(name),
+            voxel_size_nm=(nominal, frames.pixel_nm, frames.pixel_nm),
+            dtype='uint8',
+            shape=(len(slices.positions), rough.shape[1] * factor, rough.shape[2] * factor),
+            start=(int(acquisition.sections['section'][0]), 0, 0),
+            chunk=(1, 256, 256),
+            kind='image' if name == 'image' else 'segmentation',
+        )
+        for name in ('image', 'mask')
+    }
+    cells = frames.cells
+    whole = (cells.shape[1], cells.shape[2])
+    pitch = config.flow.stride * factor
+    one = BlockGrid(BoundingBox((0, 0, 0), (1, 1, 1)), (1, 1, 1))
+    done = root | MapBlocks(
+        RenderAligned(frames, stitch, grey_range).with_slices(config, slices),
+        stage='render_image',
+        reads={'mesh': Read(mesh, NodesOfSlice(slices, pitch, mesh.bounds))},
+        table_reads={
+            'tiles': TableRead(OfSlice(slices), cells),
+            'nodes': TableRead(OfSlice(slices, whole), cells),
+            'gains': TableRead(OfSlice(slices), cells),
+            'affines': TableRead(Everything(one.bounds), one),
+        },
+        writes=dict(specs),
+        grid=BlockGrid(specs['image'].bounds, (1, *config.block)),
+        config=[frames, stitch.elastic, grey_range, config.flow.stride, slices],
+        run=run,
+        after=[meshes],
+    )
+    build_downsample(root, specs['image'], DownsampleConfig(), run, [done])
+    return done
+
+
+def _place(
+    root: Any,
+    montage: VolumeSpec,
+    config: AlignConfig,
+    run: Run,
+    after: Sequence[beam.PCollection],
+) -> tuple[VolumeSpec, int, beam.PCollection]:
+    levels, side = 0, max(montage.shape[1:])
+    while side > config.thumbnail:
+        levels, side = levels + 1, -(-side // 2)
+    pyramid = DownsampleConfig(levels=levels, factors=((1, 2, 2),) * levels)
+    done = build_downsample(root, montage, pyramid, run, after)
+    thumbnails = [montage, *(spec for _, spec in pyramid_specs(montage, pyramid))][levels]
+    pairs = BlockGrid(
+        BoundingBox((0, 0, 0), (montage.shape[0], config.coarse.neighbours, 1)), (1, 1, 1)
+    )
+    bounds = thumbnails.bounds
+    tissue = dataclasses.replace(
+        thumbnails, uri=run.volume_uri('tissue'), chunk=(1, 512, 512), kind='segmentation'
+    )
+    found = root | MapBlocks(
+        FindTissue(config.tissue),
+        stage='find_tissue',
+        reads={'thumbnail': Read(thumbnails, CoreBox())},
+        writes={'tissue': tissue},
+        grid=BlockGrid(bounds, (1, *_whole_chunks(tissue))),
+        config=config.tissue,
+        run=run,
+        after=done[-1:] or after,
+    )
+    matches = root | MapBlocks(
+        MatchThumbnails(config),
+        stage='match_sections',
+        reads={
+            'first': Read(thumbnails, PairedSection(bounds)),
+            'second': Read(thumbnails, PairedSection(bounds, second=True)),
+            'first_tissue': Read(tissue, PairedSection(bounds)),
+            'second_tissue': Read(tissue, PairedSection(bounds, second=True)),
+        },
+        table_writes={'matches': MATCHES},
+        grid=pairs,
+        config=[config.coarse, config.lookup],
+        run=run,
+        after=[found],
+    )
+    placed = root | MapBlocks(
+        PlaceSections(config, montage.shape[0], bounds.shape[1:], 2**levels),
+        stage='place_sections',
+        table_reads={'matches': TableRead(Everything(pairs.bounds), pairs)},
+        table_writes={'affines': AFFINES, 'misplaced': MISPLACED},
+        grid=BlockGrid(BoundingBox((0, 0, 0), (1, 1, 1)), (1, 1, 1)),
+        config=[config.coarse, config.margin, montage.shape, levels],
+        run=run,
+        after=[matches],
+    )
+    return tissue, levels, placed
+
+
+def _whole_chunks(spec: VolumeSpec) -> tuple[int, int]:
+    """Extent of a section in whole chunks."""
+    y, x = (-(-n // c) * c for n, c in zip(spec.shape[1:], spec.chunk[1:], strict=True))
+    return y, x
+
+
+def _render_rough(
+    root: Any,
+    montage: VolumeSpec,
+    tissue: VolumeSpec,
+    factor: int,
+    config: AlignConfig,
+    run: Run,
+    after: beam.PCollection,
+) -> tuple[VolumeSpec, beam.PCollection]:
+    sections, height, width = montage.shape
+    shape = (sections, height + 2 * config.margin, width + 2 * config.margin)
+    rough = dataclasses.replace(montage, uri=run.volume_uri('rough'), shape=shape)
+    one = BoundingBox((0, 0, 0), (1, 1, 1))
+    done = root | MapBlocks(
+        RenderRough(factor),
+        stage='render_rough',
+        reads={
+            'montage': Read(montage, _WholeSection(montage.bounds), lazy=True),
+            'tissue': Read(tissue, _WholeSection(tissue.bounds)),
+        },
+        table_reads={'affines': TableRead(Everything(one), BlockGrid(one, (1, 1, 1)))},
+        writes={'rough': rough},
+        grid=BlockGrid(rough.bounds, (1, 1024, 1024)),
+        run=run,
+        after=[after],
+    )
+    return rough, done
+
+
+@dataclasses.dataclass(frozen=True)
+class _WholeSection:
+    bounds: BoundingBox
+
+    def __call__(self, block: Any) -> BoundingBox:
+        return BoundingBox((block.core.start[0], 0, 0), (1, *self.bounds.shape[1:]))
+
+
+def _relax(
+    root: Any,
+    rough: VolumeSpec,
+    downsample: int,
+    config: AlignConfig,
+    run: Run,
+    after: beam.PCollection,
+) -> tuple[VolumeSpec, beam.PCollection]:
+    stride = config.flow.stride
+    assert rough.voxel_size_nm is not None
+    thickness, pixel, _ = rough.voxel_size_nm
+    nodes = tuple(-(-n // stride) for n in rough.shape[1:])
+    block = tuple(n // stride for n in config.flow_block)
+    flows, waits = {}, []
+    for back in range(1, config.neighbours + 1):
+        spec = VolumeSpec(
+            uri=run.volume_uri(f'flow_{back}'),
+            voxel_size_nm=(thickness, pixel * stride, pixel * stride),
+            dtype='float32',
+            shape=(rough.shape[0], nodes[0], nodes[1]),
+            chunk=(1, block[0], block[1]),
+            channels=3,
+        )
+        halo = flow_halo(config)
+        waits.append(
+            root
+            | MapBlocks(
+                EstimateFlow(config),
+                stage=f'flow_{back}',
+                reads={
+                    'fixed': Read(rough, Shifted(rough.bounds, 0, stride, halo)),
+                    'moving': Read(rough, Shifted(rough.bounds, back, stride, halo)),
+                },
+                writes={'flow': spec},
+                grid=BlockGrid(spec.bounds, (1, block[0], block[1])),
+                config=[config.flow, halo, back],
+                run=run,
+                after=[after],
+            )
+        )
+        flows[f'flow_{back}'] = spec
+    mesh = dataclasses.replace(flows['flow_1'], uri=run.volume_uri('mesh'), channels=2)
+    done = root | MapBlocks(
+        RelaxMesh(config, pixel, downsample),
+        stage='relax_mesh',
+        reads={name: Read(spec, CoreBox()) for name, spec in flows.items()},
+        writes={'mesh': mesh},
+        table_writes={'links': LINKS},
+        grid=BlockGrid(mesh.bounds, mesh.shape),
+        config=[config.mesh, stride, downsample],
+        run=run,
+        after=waits,
+    )
+    return mesh, done

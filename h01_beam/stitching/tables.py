@@ -1,0 +1,84 @@
+"""Tables of stitching. Tiles are named by their row in the `tiles` of their section."""
+
+from __future__ import annotations
+
+from h01_beam.tables import Schema
+
+# What each pair of tiles that should overlap says; y, x: offset of the second in the first, pixels.
+OFFSETS = Schema(
+    {
+        'section': 'int64',
+        'first': 'int64',
+        'second': 'int64',
+        'y': 'float64',
+        'x': 'float64',
+        'peak': 'float64',
+        'sharpness': 'float64',
+        'found': 'bool',
+    }
+)
+# Where each usable tile lies in the frame of its section, pixels; `moved` from where the stage had
+# it. Tiles of one piece hang together by pairs; the largest piece of a section is 0.
+PLACES = Schema(
+    {
+        'section': 'int64',
+        'row': 'int64',
+        'y': 'float64',
+        'x': 'float64',
+        'moved': 'float64',
+        'piece': 'int64',
+    }
+)
+# Pairs after the solve: pixels by which they disagree with the places; outliers were not believed.
+PAIRS = Schema(
+    {
+        'section': 'int64',
+        'first': 'int64',
+        'second': 'int64',
+        'misfit': 'float64',
+        'found': 'bool',
+        'outlier': 'bool',
+    }
+)
+# Points that two tiles share, pixels of either.
+SEAMS = Schema(
+    {
+        'first': 'int64',
+        'second': 'int64',
+        'first_y': 'float32',
+        'first_x': 'float32',
+        'second_y': 'float32',
+        'second_x': 'float32',
+        'weight': 'float32',
+    }
+)
+# Nodes of bent tiles, row by row: a node at (y, x) of the tile is at (y + dy, x + dx) of the frame.
+NODES = Schema({'row': 'int64', 'y': 'float32', 'x': 'float32', 'dy': 'float32', 'dx': 'float32'})
+# How tiles of a cell fit: of the points that they share with others, pixels.
+SEAM_QUALITY = Schema(
+    {'section': 'int64', 'points': 'int64', 'squares': 'float64', 'p95': 'float64'}
+)
+# What the solve says of a section: tiles that hang on no pair, pairs that found or fitted nothing.
+SOLVED = Schema(
+    {
+        'section': 'int64',
+        'loose_tiles': 'int64',
+        'pairs': 'int64',
+        'lost_pairs': 'int64',
+        'outlier_pairs': 'int64',
+    }
+)
+# Mean and spread of the grey levels of what two tiles share, in either.
+LEVELS = Schema(
+    {
+        'first': 'int64',
+        'second': 'int64',
+        'first_mean': 'float64',
+        'first_spread': 'float64',
+        'second_mean': 'float64',
+        'second_spread': 'float64',
+        'pixels': 'int64',
+    }
+)
+# What each tile is multiplied by and what is added, so that neighbours look alike.
+GAINS = Schema({'row': 'int64', 'gain': 'float64', 'offset': 'float64'})
