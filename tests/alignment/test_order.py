@@ -11,6 +11,9 @@ from h01_beam.alignment.lookup import LookupConfig
 from h01_beam.alignment.order import OrderConfig, check_order
 from h01_beam.alignment.pairs import Thumbnail, find_match
 
+# Its stack of sections takes some 15 s to match.
+pytestmark = pytest.mark.slow
+
 # Pairs further apart than FAR have no match anyway.
 SECTIONS, SIDE, FAR = 14, 150, 5
 CONFIG = OrderConfig()

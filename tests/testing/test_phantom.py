@@ -51,7 +51,7 @@ def test_tables_of_parts_add_up_to_those_of_the_whole(whole):
         joined = [np.concatenate([part[name][c] for part in of_parts]) for c in columns]
         rows = sorted(zip(*joined))
         assert rows == sorted(zip(*(of_whole[name][c] for c in columns))), name
-    assert len(of_whole['skeleton_edges']['neuron']) > 30
+    assert len(of_whole['skeleton_edges']['neuron']) > 20
     totals = {}
     for part in of_parts:
         for neuron, voxels in zip(part['neurites']['neuron'], part['neurites']['voxels']):
@@ -71,7 +71,7 @@ def test_neurons_hang_together():
         for voxels, box in zip(found['voxel_counts'][1:], found['bounding_boxes'][1:])
         if all(s.start > 0 and s.stop < n for s, n in zip(box, shape))
     ]
-    assert len(found['voxel_counts']) > 60
+    assert len(found['voxel_counts']) > 40
     assert sum(inner) < 0.02 * np.count_nonzero(labels)
 
 
@@ -102,7 +102,7 @@ def test_the_same_tissue_at_another_voxel_size():
 def test_synapses_lie_where_their_partners_touch(whole):
     rows = truth_tables(whole, VOXEL_SIZE_NM)['synapses']
     contacts = whole.anatomy.contacts
-    assert len(contacts) > 10
+    assert len(contacts) > 5
     first, second = nearest_two(whole.anatomy.surface, contacts.point)
     pairs = {frozenset(pair) for pair in zip(contacts.pre.tolist(), contacts.post.tolist())}
     assert {frozenset(pair) for pair in zip(first.tolist(), second.tolist())} == pairs
