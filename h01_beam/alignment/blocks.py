@@ -158,7 +158,12 @@ class PlaceSections:
             [rescale_affine(a, self.factor, self.config.margin) for a in placement.affines]
         )
         states = np.select(
-            [placement.group == largest, placement.group >= 0], ['placed', 'loose'], 'unmatched'
+            [
+                (placement.group >= 0) & (placement.group == largest),
+                placement.group >= 0,
+            ],
+            ['placed', 'loose'],
+            'unmatched',
         )
         names = ('yy', 'yx', 'y1', 'xy', 'xx', 'x1')
         rows = {
@@ -325,6 +330,10 @@ class RelaxMesh:
     config: AlignConfig
     pixel_nm: float
     downsample: int
+
+    def working_bytes(self, read_shape: Triple) -> int:
+        # Vectors, pulls, weights and search directions, in float64, for each node.
+        return 400 * math.prod(read_shape)
 
     def __call__(self, block: Block, **flows: npt.NDArray[np.float32]) -> BlockResult:
         sections, h, w = block.core.shape

@@ -48,6 +48,11 @@ class AlignConfig:
             raise ValueError(f'align.neighbours is {self.neighbours}: must be 1 or more')
         if self.margin < 0:
             raise ValueError(f'align.margin is {self.margin}: must not be negative')
+        if self.flow.levels[-1].downsample != 1:
+            raise ValueError(
+                f'align.flow.levels ends with downsample {self.flow.levels[-1].downsample}: must '
+                'be 1, as the mesh has its nodes at the stride of the full montage'
+            )
         unit = self.flow.stride * max(level.downsample for level in self.flow.levels)
         for name in ('flow_block', 'block'):
             value = getattr(self, name)

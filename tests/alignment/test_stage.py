@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from h01_beam.acquisition.importers import ImportConfig
+from h01_beam.alignment.blocks import MATCHES, PlaceSections
 from h01_beam.alignment.coarse import CoarseConfig
 from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.figures import describe_sections, figures
@@ -173,3 +174,16 @@ def test_frames_of_pixels_of_several_sizes():
 def test_bad_configurations_name_the_field(name, value):
     with pytest.raises(ValueError, match=f'align.{name} is'):
         AlignConfig(**{name: value})
+
+
+def test_without_any_match_no_section_counts_as_placed():
+    block = PlaceSections(AlignConfig(), 3, (64, 64), 2)
+    found = block(MATCHES.empty(), None)
+    assert found.rows['affines']['state'].tolist() == ['unmatched'] * 3
+    assert found.metrics['sections_unmatched'] == 3
+
+
+def test_flow_that_ends_coarse_is_refused():
+    coarse = FlowConfig(levels=(FlowLevel(downsample=2, patch=64, search=12),))
+    with pytest.raises(ValueError, match=r'align\.flow\.levels ends with downsample 2'):
+        AlignConfig(flow=coarse)
