@@ -47,7 +47,7 @@ def describe_sections(run_path: str) -> list[dict[str, Any]]:
         for name in ('tiles', 'good', 'suspect', 'bad', 'missing'):
             row[name] = int(checked[name][position])
         mine = solved['section'] == number
-        for name in ('loose_tiles', 'lost_pairs', 'outlier_pairs'):
+        for name in ('loose_tiles', 'lost_pairs', 'outlier_pairs', 'tiles_beyond_margin'):
             row[name] = int(solved[name][mine].sum())
         seam = seams['section'] == number
         points = int(seams['points'][seam].sum())

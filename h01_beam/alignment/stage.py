@@ -121,7 +121,7 @@ def build_alignment(
         },
         writes=dict(specs),
         grid=BlockGrid(specs['image'].bounds, (1, *config.block)),
-        config=[frames, stitch.elastic, grey_range, config.flow.stride, slices],
+        config=[frames, stitch.elastic, factor, grey_range, config.flow.stride, slices],
         run=run,
         after=[meshes],
     )

@@ -68,7 +68,9 @@ class MeasureOffsets(StitchBlock):
         if not length(tiles):
             return BlockResult()
         stage, shape = self.frames.stage_places(tiles), self.shape(tiles)
-        pairs = find_pairs(stage, usable(tiles), shape, self.config.offsets.min_overlap)
+        offsets = self.config.offsets
+        # Tiles that the stage puts just apart may overlap: it errs by up to the search.
+        pairs = find_pairs(stage, usable(tiles), shape, offsets.min_overlap, offsets.search)
         images, mask = self.images(tiles), np.ones(shape, np.bool_)
         rows = []
         for first, second in self.own(tiles, pairs, block).tolist():
@@ -122,6 +124,7 @@ class SolvePlaces(StitchBlock):
             'pairs': [len(pairs)],
             'lost_pairs': [int((weights == 0).sum())],
             'outlier_pairs': [int(found.outlier.sum())],
+            'tiles_beyond_margin': [int((moved > self.frames.margin).sum())],
         }
         return BlockResult(
             rows={
@@ -131,6 +134,7 @@ class SolvePlaces(StitchBlock):
             },
             metrics={
                 'outlier_pairs': float(found.outlier.sum()),
+                'tiles_beyond_margin': float(summary['tiles_beyond_margin'][0]),
                 'loose_tiles': float(summary['loose_tiles'][0]),
                 'peak_tile_moved_px': float(moved.max()),
             },

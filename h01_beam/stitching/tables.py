@@ -66,6 +66,7 @@ SOLVED = Schema(
         'pairs': 'int64',
         'lost_pairs': 'int64',
         'outlier_pairs': 'int64',
+        'tiles_beyond_margin': 'int64',
     }
 )
 # Mean and spread of the grey levels of what two tiles share, in either.

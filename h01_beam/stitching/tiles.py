@@ -27,6 +27,7 @@ def find_pairs(
     rows: Ints,
     shape: tuple[int, int],
     least: float,
+    slack: float = 0.0,
 ) -> Ints:
     """Pairs of tiles that overlap.
 
@@ -35,6 +36,7 @@ def find_pairs(
       rows: tiles that count.
       shape: h and w of a tile.
       least: share of a tile that both must show.
+      slack: pixels by which places may be wrong: tiles that may overlap count, too.
 
     Returns:
       (m, 2) rows, the lower first, in ascending order.
@@ -42,9 +44,10 @@ def find_pairs(
     if len(rows) < 2:
         return np.empty((0, 2), np.int64)
     size = np.array(shape, np.float64)
-    near = KDTree(places[rows] / size).query_pairs(1.0, p=np.inf, output_type='ndarray')
+    near = KDTree(places[rows] / (size + slack)).query_pairs(1.0, p=np.inf, output_type='ndarray')
     pairs = np.sort(rows[near], axis=1)
-    shared = np.maximum(size - np.abs(places[pairs[:, 0]] - places[pairs[:, 1]]), 0)
+    apart = np.abs(places[pairs[:, 0]] - places[pairs[:, 1]])
+    shared = np.clip(size + slack - apart, 0, size)
     pairs = pairs[shared.prod(axis=1) >= least * size.prod()]
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 

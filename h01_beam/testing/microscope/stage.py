@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from h01_beam import storage, tables
+from h01_beam.acquisition.tables import SECTIONS, TILES
 from h01_beam.blockwise import MapBlocks
 from h01_beam.config import from_dict
 from h01_beam.geometry import Block, BlockGrid, BoundingBox, Triple
@@ -44,26 +45,9 @@ VERSION = 1
 STAGE = 'microscope'
 # A tile, its file, and the copies that optics and detector make.
 _BYTES_PER_PIXEL = 40
-# y and x are those of the centre of the tile's first pixel on the section's stage, as reported.
-# sha256 is that of the file as the microscope wrote it: corrupt files differ from it. A missing
-# tile has a path and no file, and an empty sha256.
-TILES = Schema(
-    {
-        'section': 'int64',
-        'field': 'int64',
-        'beam': 'int64',
-        'path': 'str',
-        'y_nm': 'float64',
-        'x_nm': 'float64',
-        'height': 'int64',
-        'width': 'int64',
-        'dtype': 'str',
-        'dwell_ns': 'float64',
-        'sha256': 'str',
-    }
-)
-# All sections that were cut, lost ones included.
-SECTIONS = Schema({'section': 'int64', 'cutting_order': 'int64', 'thickness_nm': 'float64'})
+# TILES and SECTIONS are those of an acquisition. sha256 is that of the file as the microscope wrote
+# it: corrupt files differ from it. A missing tile has a path, no file, and an empty sha256. Lost
+# sections are listed too.
 TRUE_TILES = Schema(
     {'section': 'int64', 'field': 'int64', 'beam': 'int64', 'y_nm': 'float64', 'x_nm': 'float64'}
 )
