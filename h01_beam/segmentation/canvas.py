@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 
+import cc3d
 import numpy as np
 import numpy.typing as npt
 
@@ -229,6 +230,8 @@ class Canvas:
         mask = self.logits[box] >= self._segment_logit
         painted = int(np.count_nonzero(mask))
         mask &= labels == 0
+        if self._config.min_piece_size > 1:
+            mask = cc3d.dust(mask, threshold=self._config.min_piece_size, connectivity=26)
         voxels = int(np.count_nonzero(mask))
         if voxels < self._config.min_segment_size:
             return 0

@@ -28,6 +28,9 @@ class FfnConfig:
       segment_threshold: least probability of a voxel of the finished object.
       min_boundary_dist: zyx voxels; a seed this near to an object, or nearer, is skipped.
       min_segment_size: fewest voxels of an object, not counting those of earlier objects.
+      min_piece_size: fewest voxels of a piece of an object that touches none of its other pieces by
+        face, edge or corner; smaller ones stay blank. They are mostly what a network sees of an
+        object in the pits of one that was there before. 1 keeps them all, as published.
       disco_seed_threshold: once more than this fraction of a prediction reaches
         `move_threshold`, voxels that were seen below 0.5 before may no longer rise: what was
         found disconnected stays so, which prevents mergers. None switches the rule off. The
@@ -50,6 +53,7 @@ class FfnConfig:
     segment_threshold: float = 0.6
     min_boundary_dist: tuple[int, int, int] = (1, 1, 1)
     min_segment_size: int = 1000
+    min_piece_size: int = 1
     disco_seed_threshold: float | None = 0.0
     image_mean: float | None = None
     image_stddev: float | None = None
@@ -96,10 +100,17 @@ class FfnConfig:
                 f'ffn.min_boundary_dist is {distances!r}: must be three whole numbers of voxels '
                 'in zyx order, none negative; [0, 0, 0] allows seeds that touch an object'
             )
-        if type(self.min_segment_size) is not int or self.min_segment_size < 1:
+        for name in ('min_segment_size', 'min_piece_size'):
+            voxels = getattr(self, name)
+            if type(voxels) is not int or voxels < 1:
+                raise ValueError(
+                    f'ffn.{name} is {voxels!r}: must be a whole number of voxels, at least 1; 1 '
+                    'keeps everything'
+                )
+        if self.min_piece_size > self.min_segment_size:
             raise ValueError(
-                f'ffn.min_segment_size is {self.min_segment_size!r}: must be a whole number of '
-                'voxels, at least 1; 1 keeps every object'
+                f'ffn.min_piece_size is {self.min_piece_size}: must be at most '
+                f'ffn.min_segment_size ({self.min_segment_size}), as an object is one piece or more'
             )
         mean, stddev = self.grey_levels
         if not math.isfinite(mean):

@@ -252,6 +252,22 @@ def test_small_object_is_rejected_by_its_new_voxels_only():
     np.testing.assert_array_equal(drop.labels, keep.labels * (keep.labels == 1))
 
 
+def test_small_piece_apart_from_an_object_stays_blank():
+    image = np.full(oracle.FOV_SHAPE, 100, np.uint8)
+    pieces = np.zeros(oracle.FOV_SHAPE, np.uint8)
+    pieces[1:4, 3:6, 3:7] = 1  # 36 voxels, with the seed
+    pieces[0, 2, 2] = 1  # touches them by a corner
+    pieces[1, 1, 9:11] = 2  # two voxels apart
+    logits = np.where(pieces > 0, np.float32(logit(0.65)), np.float32(-3))
+    logits[2, 4, 5] = 5
+    seed = np.array([[2, 4, 5]])
+    for least, kept in ((1, pieces > 0), (2, pieces > 0), (3, pieces == 1)):
+        config = dataclasses.replace(oracle.CONFIG, min_segment_size=30, min_piece_size=least)
+        found = flood(image, lambda *_: logits.copy(), config, seed_points=seed)
+        np.testing.assert_array_equal(found.labels > 0, kept)
+        assert found.objects['voxels'].tolist() == [kept.sum()]
+
+
 @pytest.mark.parametrize('axis', range(3))
 @pytest.mark.parametrize('distance', [0, 1, 3])
 def test_seed_near_an_object_is_skipped(axis, distance):
@@ -410,6 +426,8 @@ def test_wrong_prediction_is_refused():
         ('min_boundary_dist', (1, -1, 1), 'must be three whole numbers'),
         ('min_segment_size', 0, 'at least 1'),
         ('min_segment_size', 10.5, 'whole number'),
+        ('min_piece_size', 0, 'at least 1'),
+        ('min_piece_size', 5000, 'at most ffn.min_segment_size'),
         ('disco_seed_threshold', 1.0, r'must lie in \[0, 1\)'),
         ('image_mean', float('inf'), 'finite'),
         ('image_stddev', 0.0, 'positive'),
