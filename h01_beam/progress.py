@@ -1,11 +1,12 @@
-"""A live view of a run, read from its ledger: which stage, how many blocks, how long still."""
+"""Live views: of a run, read from its ledger stage by stage, and of one long count."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from absl import logging
@@ -30,16 +31,7 @@ class LedgerProgress:
         self._enabled = sys.stderr.isatty() if enabled is None else enabled
         self._stop = threading.Event()
         self._since = time.time()
-        self._bars = progress.Progress(
-            progress.TextColumn('{task.description:<28}'),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TextColumn('blocks'),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn('left'),
-            progress.TimeRemainingColumn(),
-            console=console.Console(stderr=True),
-        )
+        self._bars = _bars('blocks')
 
     def __enter__(self) -> LedgerProgress:
         if self._enabled:
@@ -85,6 +77,43 @@ class LedgerProgress:
             self.update()
         except OSError as error:  # A view that fails must not end the work that it shows.
             logging.warning('progress: cannot read the ledger: %s', error)
+
+
+@contextlib.contextmanager
+def counting(
+    what: str, total: int, unit: str, done: int = 0, enabled: bool | None = None
+) -> Iterator[Callable[[], None]]:
+    """Shows a bar while something is counted; quiet when stderr is not a terminal.
+
+    Args:
+      what: is done.
+      total: of what is counted.
+      unit: of what is counted, plural.
+      done: so many were done before.
+      enabled: whether to show it; None asks the terminal.
+
+    Yields:
+      what to call after each one.
+    """
+    if not (sys.stderr.isatty() if enabled is None else enabled):
+        yield lambda: None
+        return
+    with _bars(unit) as bars:
+        task = bars.add_task(what, total=total, completed=done)
+        yield lambda: bars.advance(task)
+
+
+def _bars(unit: str) -> progress.Progress:
+    return progress.Progress(
+        progress.TextColumn('{task.description:<28}'),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn(unit),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn('left'),
+        progress.TimeRemainingColumn(),
+        console=console.Console(stderr=True),
+    )
 
 
 def count_done(plan: StagePlan, since: float) -> int:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from h01_beam.progress import LedgerProgress, count_done
+from h01_beam.progress import LedgerProgress, count_done, counting
 from h01_beam.run import Ledger, Marker, StagePlan
 
 MARKER = Marker(key='k', digest='d', rows=0, seconds=0)
@@ -65,3 +65,14 @@ def test_a_ledger_that_cannot_be_read_ends_no_run(plan, monkeypatch, capfd):
     with LedgerProgress([plan], enabled=True):
         pass
     assert 'flood' in capfd.readouterr().err
+
+
+def test_a_count_is_shown_from_where_it_goes_on(capfd):
+    with counting('training', 5, 'steps', done=2, enabled=True) as stepped:
+        stepped()
+        stepped()
+    shown = capfd.readouterr().err
+    assert 'training' in shown and '4/5 steps' in shown
+    with counting('training', 5, 'steps') as stepped:  # Under pytest, stderr is no terminal.
+        stepped()
+    assert capfd.readouterr() == ('', '')

@@ -23,7 +23,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from absl import flags as absl_flags
 from h01_beam import config as config_lib
 from h01_beam import models, storage
 from h01_beam.model_file import ModelCard
+from h01_beam.progress import counting
 from models.ffn.curves import draw_curves
 from models.ffn.examples import draw_examples
 from models.ffn.moving_fov import MovingFov, count_overlap, patch_shape
@@ -62,8 +63,10 @@ def train(config: TrainConfig, output: str) -> models.ModelRef:
     card = starting_card(config)
     trainer = _Trainer(config, card, output, keras)
     trainer.resume()
-    while trainer.round < config.rounds:
-        trainer.run_round()
+    rounds, steps = config.rounds, config.round_steps
+    with counting('training', rounds * steps, 'steps', trainer.round * steps) as stepped:
+        while trainer.round < rounds:
+            trainer.run_round(stepped)
     return trainer.finish()
 
 
@@ -73,9 +76,12 @@ def starting_card(config: TrainConfig) -> ModelCard:
     if network.init:
         ref = models.ModelRef.resolve(network.init)
         origin = {'uri': ref.uri, 'sha256': ref.sha256, 'recipe': ref.card.recipe}
-        return dataclasses.replace(
+        card = dataclasses.replace(
             ref.card, name=config.name, scores={}, recipe={'trained_from': origin}
         )
+        if network.voxel_size_nm is None:
+            return card
+        return dataclasses.replace(card, voxel_size_nm=network.voxel_size_nm)
     fields = {f.name for f in dataclasses.fields(NetworkConfig)} - {'init'}
     return ModelCard(name=config.name, **{name: getattr(network, name) for name in fields})
 
@@ -117,8 +123,12 @@ class _Trainer:
         self.round, self._curve = told['round'], told['curve']
         logging.info('going on after round %d', self.round)
 
-    def run_round(self) -> None:
-        """Trains one round, validates if it is time, and leaves a checkpoint."""
+    def run_round(self, stepped: Callable[[], None]) -> None:
+        """Trains one round, validates if it is time, and leaves a checkpoint.
+
+        Args:
+          stepped: is called after each step.
+        """
         config, started = self._config, time.perf_counter()
         fov = self._place_fields_of_view()
         losses = np.empty(config.round_steps)
@@ -128,6 +138,7 @@ class _Trainer:
             losses[step], logits = self._stepper.step(inputs, targets)
             fov.put_back(logits)
             overlap += count_overlap(logits, targets)
+            stepped()
         self.round += 1
         both, told, true = overlap.tolist()
         record: dict[str, Any] = {

@@ -16,6 +16,7 @@ class NetworkConfig:
     Attributes:
       init: a `.keras` file to go on from, for example a converted checkpoint. Its card then says
         all of the other fields, which must be left out.
+      voxel_size_nm: of the data; with `init` too, where a network moves on to other voxels.
     """
 
     init: str | None = None
@@ -31,9 +32,10 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         """Checks the fields."""
         given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
-        if self.init and given != ['init']:
+        told = [name for name in given if name not in ('init', 'voxel_size_nm')]
+        if self.init and told:
             raise ValueError(
-                f'network.init is {self.init!r} and {", ".join(given[1:])} too: the card of the '
+                f'network.init is {self.init!r} and {", ".join(told)} too: the card of the '
                 'model that training goes on from says the rest; leave it out'
             )
 

@@ -166,7 +166,8 @@ def test_kill_9_then_the_same_command(tmp_path):
 def test_fine_tuning_begins_with_the_given_weights(trained, tmp_path):
     output, origin = trained
     values = tiny(
-        network={'init': f'{output}/model.keras'}, rounds=1, round_steps=1,
+        network={'init': f'{output}/model.keras', 'voxel_size_nm': [30, 12, 12]},
+        rounds=1, round_steps=1,
         optimizer={'learning_rate': 1e-9, 'final_learning_rate': 1e-9, 'warmup_steps': 0},
         validation={},
     )  # fmt: skip
@@ -179,6 +180,7 @@ def test_fine_tuning_begins_with_the_given_weights(trained, tmp_path):
     for a, b in zip(before, after, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert ref.card.deltas == (1, 3, 3) and ref.card.image_mean == 137
+    assert origin.card.voxel_size_nm != ref.card.voxel_size_nm == (30, 12, 12)
     assert ref.card.recipe['trained_from']['sha256'] == origin.sha256
     assert ref.card.recipe['trained_from']['recipe'] == origin.card.recipe
 
