@@ -47,13 +47,7 @@ def make_stepper(model: Any, config: OptimizerConfig, total_steps: int) -> Stepp
     """
     import keras
 
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        max(1, total_steps - config.warmup_steps),
-        alpha=config.final_learning_rate / config.learning_rate,
-        warmup_target=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-    )
+    schedule = learning_rates(config, total_steps)
     if config.kind == 'adam':
         optimizer = keras.optimizers.Adam(schedule, global_clipnorm=config.clip_norm)
     else:
@@ -65,6 +59,40 @@ def make_stepper(model: Any, config: OptimizerConfig, total_steps: int) -> Stepp
     if backend == 'jax':
         return _JaxStepper(model, optimizer)
     raise ValueError(f'KERAS_BACKEND is {backend!r}: must be tensorflow or jax')
+
+
+def learning_rates(config: OptimizerConfig, total_steps: int) -> Any:
+    """Half a cosine from each start to the next.
+
+    Args:
+      config: the optimizer.
+      total_steps: of the training.
+
+    Returns:
+      keras schedule, the learning rate by step.
+    """
+    import keras
+
+    starts = (0, *config.restart_steps)
+    falls = [
+        keras.optimizers.schedules.CosineDecay(
+            0.0,
+            max(1, end - start - config.warmup_steps),
+            alpha=config.final_learning_rate / config.learning_rate,
+            warmup_target=config.learning_rate / 2**n,
+            warmup_steps=config.warmup_steps,
+        )
+        for n, (start, end) in enumerate(zip(starts, (*starts[1:], total_steps), strict=True))
+    ]
+
+    class _Falls(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+        def __call__(self, step: Any) -> Any:
+            rate = falls[0](step)
+            for start, fall in zip(starts[1:], falls[1:], strict=True):
+                rate = keras.ops.where(step >= start, fall(step - start), rate)
+            return rate
+
+    return _Falls() if config.restart_steps else falls[0]
 
 
 def _loss(ops: Any, logits: Any, targets: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Literal
 
 from h01_beam.geometry import BoundingBox, Triple, as_triple
@@ -202,6 +203,8 @@ class OptimizerConfig:
       final_learning_rate: at the end, reached along half a cosine.
       warmup_steps: in which the rate rises from 0.
       clip_norm: greatest norm of the gradient.
+      restart_steps: at which the rate starts again, each time at half of the height before and
+        with a warm-up of its own (Loshchilov and Hutter, ICLR 2017).
     """
 
     kind: Literal['adam', 'sgd'] = 'adam'
@@ -209,6 +212,7 @@ class OptimizerConfig:
     final_learning_rate: float = 5e-5
     warmup_steps: int = 100
     clip_norm: float = 1.0
+    restart_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -222,6 +226,11 @@ class OptimizerConfig:
             )
         if self.warmup_steps < 0:
             raise ValueError(f'optimizer.warmup_steps is {self.warmup_steps}: must be 0 or more')
+        starts = (0, *self.restart_steps)
+        if any(a >= b for a, b in itertools.pairwise(starts)):
+            raise ValueError(
+                f'optimizer.restart_steps is {self.restart_steps}: must ascend from 1 or more'
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
