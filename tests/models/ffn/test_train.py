@@ -14,7 +14,7 @@ import pytest
 from h01_beam.config import from_dict, load
 from h01_beam.models import ModelRef, import_keras
 from models.ffn.network import build_ffn
-from models.ffn.stepper import make_stepper
+from models.ffn.stepper import learning_rates, make_stepper
 from models.ffn.train import main, parse, train
 from models.ffn.train_config import OptimizerConfig, TrainConfig
 
@@ -206,6 +206,7 @@ def test_another_training_in_the_folder_is_refused(trained):
         ({'augment': {'noise': -1.0}}, 'augment.noise'),
         ({'optimizer': {'learning_rate': 0.0}}, 'optimizer.learning_rate'),
         ({'optimizer': {'final_learning_rate': 1.0}}, 'optimizer.final_learning_rate'),
+        ({'optimizer': {'restart_steps': [5, 5]}}, 'optimizer.restart_steps'),
         ({'validation': {'every_rounds': 0}}, 'validation.every_rounds'),
         ({'lerning_rate': 1}, 'lerning_rate'),
     ],
@@ -229,6 +230,20 @@ def test_shipped_configurations_are_valid(path, capsys, tmp_path):
         args = parse(['train', '--config', str(path), '--output', str(tmp_path), '--dry_run'])
         assert main(args) == 0
         assert 'Nothing was written' in capsys.readouterr().out
+
+
+def test_learning_rates_start_again_at_half_the_height():
+    import_keras(1)
+    values = {'learning_rate': 0.004, 'final_learning_rate': 0.0004, 'warmup_steps': 2}
+    once = learning_rates(OptimizerConfig(**values), 10)
+    twice = learning_rates(OptimizerConfig(**values, restart_steps=(10,)), 30)
+    np.testing.assert_allclose(
+        [twice(step) for step in range(10)], [once(step) for step in range(10)]
+    )
+    rates = [float(twice(step)) for step in range(10, 31)]
+    np.testing.assert_allclose(rates[:3], [0, 0.001, 0.002], atol=1e-9)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    np.testing.assert_allclose(rates[-1], 0.0002, rtol=1e-5)
 
 
 @pytest.mark.parametrize('kind', ['adam', 'sgd'])
