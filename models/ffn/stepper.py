@@ -85,7 +85,7 @@ def learning_rates(config: OptimizerConfig, total_steps: int) -> Any:
         for n, (start, end) in enumerate(zip(starts, (*starts[1:], total_steps), strict=True))
     ]
 
-    class _Falls(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    class _Falls(keras.optimizers.schedules.LearningRateSchedule):
         def __call__(self, step: Any) -> Any:
             rate = falls[0](step)
             for start, fall in zip(starts[1:], falls[1:], strict=True):
