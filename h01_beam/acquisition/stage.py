@@ -110,10 +110,10 @@ def write_manifest(acquisition: Acquisition, grid: BlockGrid, batch: int, run: R
             for number in range(grid.shape[1]):
                 rows = slice(number * batch, (number + 1) * batch)
                 part = {name: column[rows] for name, column in tiles.items()}
-                _write_if_new(run.table_part('manifest', (position, number, 0)), part, MANIFEST)
+                write_if_new(run.table_part('manifest', (position, number, 0)), part, MANIFEST)
             row = slice(position, position + 1)
             cut = {name: column[row] for name, column in acquisition.sections.items()}
-            _write_if_new(run.table_part('cut', (position, 0, 0)), cut, SECTIONS)
+            write_if_new(run.table_part('cut', (position, 0, 0)), cut, SECTIONS)
 
 
 def _version(path: str) -> str:
@@ -123,7 +123,8 @@ def _version(path: str) -> str:
         return ''
 
 
-def _write_if_new(path: str, columns: tables.Columns, schema: tables.Schema) -> None:
+def write_if_new(path: str, columns: tables.Columns, schema: tables.Schema) -> None:
+    """Writes a part of a table unless it is there."""
     data = tables.to_parquet(columns, schema)
     if not storage.exists(path) or storage.read_bytes(path) != data:
         storage.write_bytes(path, data)
