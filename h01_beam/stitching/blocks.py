@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -371,9 +372,9 @@ def _split_seams(seams: Columns, number: Ints) -> list[Seam]:
     """Rows of the table, in its order, as seams of numbered tiles."""
     pairs = np.stack([seams['first'], seams['second']], axis=1)
     changes = np.flatnonzero((np.diff(pairs, axis=0, prepend=-1) != 0).any(axis=1))
-    ends = np.append(changes[1:], len(pairs))
+    bounds = [*changes.tolist(), len(pairs)]
     result = []
-    for a, b in zip(changes.tolist(), ends.tolist(), strict=True):
+    for a, b in itertools.pairwise(bounds):
         mine, other = (
             np.stack([seams[f'{n}_y'][a:b], seams[f'{n}_x'][a:b]], axis=1).astype(np.float64)
             for n in ('first', 'second')
