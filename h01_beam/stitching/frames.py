@@ -32,7 +32,6 @@ from h01_beam.tables import Columns, length
 
 Reals = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 # Two sections share a frame of the stage if their extents overlap by this share of the smaller.
 SHARED = 0.8
@@ -149,10 +148,10 @@ class CellsBelow:
 def find_origins(acquisition: Acquisition, margin: int) -> Ints:
     """What of the stage comes to lie at (0, 0) of each section's frame.
 
-    Sections share an origin if their extents by the stage overlap (see `SHARED`) that of one
-    section, the one that has most of such others; then the rest is dealt with likewise. Some
-    microscopes begin every section, or every session, anywhere on the wafer: those have origins of
-    their own.
+    Sections share an origin if their extents by the stage overlap (see `SHARED`) that of the first
+    of them; then the rest is dealt with likewise. So later sections change nothing for earlier ones
+    but where they reach further. Some microscopes begin every section, or every session, anywhere
+    on the wafer: those have origins of their own.
 
     Args:
       acquisition: the manifest.
@@ -185,27 +184,23 @@ def _extents(acquisition: Acquisition) -> tuple[Reals, Reals]:
 
 def _group_extents(starts: Reals, ends: Reals) -> Ints:
     """(n,) numbers of the frames that sections share; -1 for those that have no extent."""
-    overlap = np.array([_overlap(starts, ends, n) for n in range(len(starts))])
-    others = overlap.sum(axis=1)
+    areas = (ends - starts).prod(axis=1)
+    # Small ones tell little of what lies around them.
+    small = ~(areas >= np.nanmax(areas) / 2)
     frames = np.full(len(starts), -1)
     number = 0
-    while others.max() > 0:
-        # Of equals, the first.
-        members = overlap[others.argmax()] & (frames < 0)
-        frames[members] = number
-        others -= overlap[:, members].sum(axis=1)
-        others[members] = 0
+    for one in np.argsort(small, kind='stable').tolist():
+        if frames[one] >= 0 or np.isnan(areas[one]):
+            continue
+        shared = np.ones(len(areas))
+        for low, high in zip(starts.T, ends.T, strict=True):
+            span = np.minimum(high, high[one]) - np.maximum(low, low[one])
+            shared *= np.maximum(span, 0)
+        # NaN, where there is no extent, exceeds nothing.
+        enough = shared >= SHARED * np.minimum(areas, areas[one])
+        frames[enough & (frames < 0)] = number
         number += 1
     return frames
-
-
-def _overlap(starts: Reals, ends: Reals, one: int) -> Bools:
-    """(n,) which extents overlap one of them by most of the smaller."""
-    shared = np.minimum(ends, ends[one]) - np.maximum(starts, starts[one])
-    areas = (ends - starts).prod(axis=1)
-    # NaN, where there is no extent, exceeds nothing.
-    enough = np.clip(shared, 0, None).prod(axis=1) >= SHARED * np.minimum(areas, areas[one])
-    return np.asarray(enough)
 
 
 def _stage(tiles: Columns, pixel_nm: float) -> Reals:

@@ -5,7 +5,7 @@ import pytest
 
 from h01_beam.acquisition.tables import Acquisition, make_sections
 from h01_beam.stitching.config import StitchConfig
-from h01_beam.stitching.frames import Frames, find_origins
+from h01_beam.stitching.frames import Frames, _group_extents, find_origins
 from h01_beam.stitching.offsets import OffsetConfig
 from tests.acquisition.images import PIXEL_NM, SHAPE, grid
 
@@ -90,3 +90,21 @@ def test_the_margin_is_never_below_the_search():
     assert StitchConfig(offsets=OffsetConfig(search=40), margin=40).frame_margin == 40
     with pytest.raises(ValueError, match=r'stitch\.margin is 39: must be .*search, 40, or more'):
         StitchConfig(offsets=OffsetConfig(search=40), margin=39)
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_later_sections_leave_the_groups_of_earlier_ones(seed):
+    rng = np.random.default_rng(seed)
+    starts = rng.choice([0, 5000, 90_000], (12, 2)) + rng.uniform(-60, 60, (12, 2))
+    ends = starts + rng.uniform(1800, 2200, (12, 2))
+    starts[3], ends[3] = np.nan, np.nan
+    whole = _group_extents(starts, ends)
+    assert whole[3] == -1 and (np.delete(whole, 3) >= 0).all() and whole.max() > 1
+    for count in (4, 8):
+        np.testing.assert_array_equal(_group_extents(starts[:count], ends[:count]), whole[:count])
+
+
+def test_a_small_first_section_does_not_join_what_lies_apart():
+    starts = np.array([[900.0, 900.0], [0.0, 0.0], [800.0, 800.0], [3.0, -4.0]])
+    ends = starts + np.array([[100.0, 100.0], [1000.0, 1000.0], [1000.0, 1000.0], [1000.0, 990.0]])
+    assert _group_extents(starts, ends).tolist() == [0, 0, 1, 0]
