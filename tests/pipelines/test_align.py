@@ -141,6 +141,12 @@ def test_a_manifest_that_is_not_there_is_refused(tmp_path, capsys):
     assert "'tiles.source' is None" in refusal(tmp_path, capsys, 'null')
 
 
+def test_a_manifest_of_files_elsewhere_is_refused(tmp_path, capsys):
+    write_csv(tmp_path / 'tiles.csv', listed(tmp_path / 'elsewhere', (0, 1), images=False))
+    message = refusal(tmp_path, capsys, tmp_path / 'tiles.csv')
+    assert f"none of 18 files that were looked for is there, such as '{tmp_path}/elsew" in message
+
+
 def test_settings_that_contradict_are_refused(tmp_path, capsys):
     write_csv(tmp_path / 'tiles.csv', listed(tmp_path, (0,), images=False))
     for setting, told in (
