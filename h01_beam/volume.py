@@ -13,6 +13,7 @@ The driver may be left out where the name of the file or the contents of the fol
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -81,7 +82,8 @@ class Volume:
     def create(cls, spec: VolumeSpec) -> tuple[Volume, bool]:
         """Opens the volume that `spec` describes, creating it where it is absent or differs.
 
-        A volume at the same place with another specification is deleted (this level only).
+        A volume at the same place with another specification is deleted (this level only), unless
+        nothing but sections at its end lacks: it grows, and keeps what is there.
 
         Returns:
           the volume, and whether it was made anew (so that no earlier block of it counts).
@@ -90,6 +92,9 @@ class Volume:
         if cls.is_there(spec):
             return cls.open(spec.uri), False
         parsed = VolumeUri.parse(spec.uri)
+        if cls.can_grow(spec):
+            _grow_precomputed(spec, parsed)
+            return cls.open(spec.uri), False
         make = _create_zarr3 if parsed.driver == 'zarr3' else _create_precomputed
         make(spec, parsed)
         created = cls.open(spec.uri)
@@ -131,6 +136,24 @@ class Volume:
             return cls.open(spec.uri).spec == check_spec(spec)
         except (FileNotFoundError, ValueError):
             return False
+
+    @classmethod
+    def can_grow(cls, spec: VolumeSpec) -> bool:
+        """Whether there is what `spec` describes but for the last sections, and `create` adds them.
+
+        Only where no chunk changes its name or its extent: Neuroglancer's format without shards,
+        whose present end is one of chunks.
+        """
+        if VolumeUri.parse(spec.uri).driver != 'neuroglancer-precomputed' or spec.shard:
+            return False
+        try:
+            found = cls.open(spec.uri).spec
+        except (FileNotFoundError, ValueError):
+            return False
+        count = found.shape[0]
+        shape = (spec.shape[0], *found.shape[1:])
+        less = count < shape[0] and count % found.chunk[0] == 0
+        return less and dataclasses.replace(found, shape=shape) == check_spec(spec)
 
     def read(self, box: BoundingBox) -> np.ndarray:
         """Reads a box, zyx (czyx with channels), in C order.
@@ -219,6 +242,14 @@ def _create_precomputed(spec: VolumeSpec, parsed: VolumeUri) -> None:
     elif parsed.mip:
         raise FileNotFoundError(f'{spec.uri!r}: mip 0 must be created before mip {parsed.mip}')
     info['scales'].append(scale)
+    storage.write_bytes(path, json.dumps(info).encode())
+
+
+def _grow_precomputed(spec: VolumeSpec, parsed: VolumeUri) -> None:
+    """Gives a level its new extent; levels above keep theirs until they grow too."""
+    path = storage.join(parsed.path, 'info')
+    info = read_json(path, parsed)
+    info['scales'][parsed.mip] |= {'size': precomputed.scale_of(spec)['size']}
     storage.write_bytes(path, json.dumps(info).encode())
 
 

@@ -15,7 +15,7 @@ from h01_beam.geometry import BlockGrid
 from h01_beam.run import Ledger
 from h01_beam.tables import from_parquet, length
 from h01_beam.volume import Volume
-from tests.arrays import box, read_all, run_pipeline, tree_bytes
+from tests.arrays import box, create, position_code, read_all, run_pipeline, tree_bytes
 from tests.blocks import (
     BLOCK,
     ROWS,
@@ -159,6 +159,38 @@ def test_a_volume_of_another_layout_is_made_anew(tmp_path, source):
     assert counts(map_blocks(tmp_path / 'run', source, output)) == (27, 27, 0)
     np.testing.assert_array_equal(read_all(output.uri), Mean()(read_all(source.uri)))
     assert counts(map_blocks(tmp_path / 'run', source, output)) == (27, 0, 27)
+
+
+def code(block):
+    return position_code(block.core, 'uint16')
+
+
+@pytest.mark.parametrize(('sections', 'reused'), [(8, 18), (10, 0)])
+def test_sections_at_the_end_run_alone(tmp_path, sections, reused):
+    """The volume grows where its end is one of chunks; the blocks that were there do not run."""
+
+    like = create(tmp_path / 'like', write=False).spec
+
+    def write(count):
+        output = target(tmp_path / 'out', like, shape=(count, 21, 35))
+
+        def build(root, run):
+            root | MapBlocks(
+                code, stage='code', run=run, grid=grid_of(output, (0, 0, 0)),
+                writes={'out': output},
+            )  # fmt: skip
+
+        return summary_of(run_pipeline(tmp_path / 'run', build), 'code'), output
+
+    write(sections)
+    before = chunks(tmp_path / 'out')
+    summary, output = write(16)
+    assert counts(summary) == (36, 36 - reused, reused)
+    after = chunks(tmp_path / 'out')
+    assert reused == 0 or {k for k in before if after[k] != before[k]} == {'info'}
+    expected = position_code(output.bounds, 'uint16')
+    np.testing.assert_array_equal(read_all(output.uri), expected)
+    assert counts(write(16)[0]) == (36, 0, 36)
 
 
 def test_a_crash_while_a_volume_is_made_anew_loses_nothing(tmp_path, source, monkeypatch):

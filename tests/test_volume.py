@@ -173,6 +173,42 @@ def test_create_makes_anew_what_differs(tmp_path, driver, change):
     assert tree_bytes(tmp_path / 'em') == tree_bytes(tmp_path / 'fresh')
 
 
+def test_create_adds_sections_at_the_end(tmp_path):
+    volume = create(tmp_path / 'em', shape=(8, 21, 35))
+    before, inside = tree_bytes(tmp_path / 'em'), volume.read(volume.bounds)
+    longer = dataclasses.replace(volume.spec, shape=(15, 21, 35))
+    assert Volume.can_grow(longer) and not Volume.is_there(longer)
+    grown, made = Volume.create(longer)
+    assert not made and grown.spec == longer and Volume.is_there(longer)
+    np.testing.assert_array_equal(grown.read(volume.bounds), inside)
+    assert not grown.read(box((11, 5, 7), (7, 21, 35))).any()
+    after = tree_bytes(tmp_path / 'em')
+    assert [name for name in after if after[name] != before.get(name)] == ['info']
+    fresh, _ = Volume.create(
+        dataclasses.replace(longer, uri=f'{tmp_path}/fresh|neuroglancer-precomputed:')
+    )
+    assert (tmp_path / 'em/info').read_bytes() == (tmp_path / 'fresh/info').read_bytes()
+
+
+@pytest.mark.parametrize(
+    ('there', 'change'),
+    [
+        ({}, {'shape': (11, 21, 35)}),  # The last chunks would get other names.
+        ({'shape': (8, 21, 35)}, {'shape': (4, 21, 35)}),
+        ({'shape': (8, 21, 35)}, {'shape': (12, 21, 36)}),
+        ({'shape': (8, 21, 35)}, {'shape': (12, 21, 35), 'kind': 'segmentation'}),
+        ({'shape': (8, 21, 35), 'shard': (8, 16, 32)}, {'shape': (16, 21, 35)}),
+        ({'shape': (8, 21, 35), 'driver': 'zarr3'}, {'shape': (16, 21, 35)}),
+    ],
+    ids=str,
+)
+def test_nothing_else_grows(tmp_path, there, change):
+    spec = create(tmp_path / 'em', **there).spec
+    other = dataclasses.replace(spec, **change)
+    assert not Volume.can_grow(other)
+    assert Volume.create(other)[1]
+
+
 def levels_of(base):
     below, specs = base.spec, []
     for mip in (1, 2):

@@ -67,6 +67,8 @@ def fetch_tile(path: str) -> bytes:
         return storage.read_bytes(path)
     except FileNotFoundError:
         raise TileError('missing', f'{path!r}: there is no such file') from None
+    except IsADirectoryError:
+        raise TileError('missing', f'{path!r}: is no file, but a folder') from None
 
 
 def decode_tile(

@@ -13,7 +13,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -40,6 +40,8 @@ from h01_beam.run import Run
 
 # Files that the driver asks for their version at once.
 STAT_THREADS = 32
+# Files that are looked for to find out whether the paths are right at all.
+PROBES = 100
 
 
 def build_checks(
@@ -60,7 +62,8 @@ def build_checks(
       block records of the last stage.
 
     Raises:
-      ValueError: 16-bit tiles without `grey_range`, or files that workers would not find.
+      ValueError: 16-bit tiles without `grey_range`, or files that workers would not find, or none
+        that is there.
     """
     if config.grey_range is None and 'uint16' in acquisition.tiles['dtype']:
         raise ValueError(
@@ -70,6 +73,7 @@ def build_checks(
     local = [path for path in acquisition.tiles['path'] if not storage.is_remote(path)]
     if local:
         run.resources.check_reachable('path of a tile', local[0])
+    _check_some_exist(acquisition.tiles['path'].tolist())
     grid = make_grid(acquisition, config.batch)
     if not run.dry_run:
         write_manifest(acquisition, grid, config.batch, run)
@@ -110,10 +114,21 @@ def write_manifest(acquisition: Acquisition, grid: BlockGrid, batch: int, run: R
             for number in range(grid.shape[1]):
                 rows = slice(number * batch, (number + 1) * batch)
                 part = {name: column[rows] for name, column in tiles.items()}
-                _write_if_new(run.table_part('manifest', (position, number, 0)), part, MANIFEST)
+                write_if_new(run.table_part('manifest', (position, number, 0)), part, MANIFEST)
             row = slice(position, position + 1)
             cut = {name: column[row] for name, column in acquisition.sections.items()}
-            _write_if_new(run.table_part('cut', (position, 0, 0)), cut, SECTIONS)
+            write_if_new(run.table_part('cut', (position, 0, 0)), cut, SECTIONS)
+
+
+def _check_some_exist(paths: Sequence[str]) -> None:
+    """Some tiles may lack; where all do, it is the paths that are wrong."""
+    probes = paths[:: -(-len(paths) // PROBES)]
+    if not any(map(_version, probes)):
+        raise ValueError(
+            f'path of tiles: none of {len(probes)} files that were looked for is there, such as '
+            f'{probes[0]!r}: at least one must be; correct the paths (relative ones start at the '
+            'folder of the manifest), or put the files there'
+        )
 
 
 def _version(path: str) -> str:
@@ -123,7 +138,8 @@ def _version(path: str) -> str:
         return ''
 
 
-def _write_if_new(path: str, columns: tables.Columns, schema: tables.Schema) -> None:
+def write_if_new(path: str, columns: tables.Columns, schema: tables.Schema) -> None:
+    """Writes a part of a table unless it is there."""
     data = tables.to_parquet(columns, schema)
     if not storage.exists(path) or storage.read_bytes(path) != data:
         storage.write_bytes(path, data)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +18,7 @@ from h01_beam.imaging.gains import measure_overlap_levels, solve_gains
 from h01_beam.plan import BlockResult
 from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.frames import Frames
-from h01_beam.stitching.mesh import Seam, bend_tiles, match_seam, node_shape
+from h01_beam.stitching.mesh import SEAM_FLOW, Seam, bend_tiles, match_seam, node_shape
 from h01_beam.stitching.offsets import measure_offset
 from h01_beam.stitching.render import PlacedTile, forward_map, inverse_map, render_montage
 from h01_beam.stitching.solve import solve_places
@@ -45,15 +47,19 @@ class StitchBlock:
     config: StitchConfig
     grey_range: tuple[float, float] | None
 
+    def depends_on(self) -> list[Any]:
+        """What results depend on beside rows and tiles; nothing that other sections decide."""
+        raise NotImplementedError
+
     def working_bytes(self, read_shape: Triple) -> int:
         return math.prod(self.frames.tile_shape) * (self.config.cached_tiles + 4 * _WORKING_FLOATS)
 
     def images(self, tiles: Columns, gains: Columns | None = None) -> TileImages:
         return TileImages(tiles, self.grey_range, self.config.cached_tiles, gains)
 
-    def own(self, tiles: Columns, pairs: Ints, block: Block) -> Ints:
-        """The pairs whose first tile belongs to the cell of a block."""
-        cells = self.frames.cell_of(self.frames.stage_places(tiles))
+    def own(self, stage: Reals, pairs: Ints, block: Block) -> Ints:
+        """The pairs whose first tile, by its place by the stage, is in the cell of a block."""
+        cells = self.frames.cell_of(stage)
         return pairs[(cells[pairs[:, 0]] == np.array(block.index[1:])).all(axis=1)]
 
     @staticmethod
@@ -64,16 +70,19 @@ class StitchBlock:
 class MeasureOffsets(StitchBlock):
     """Offsets of the pairs of a cell."""
 
-    def __call__(self, tiles: Columns, block: Block) -> BlockResult:
+    def depends_on(self) -> list[Any]:
+        return [self.frames.pixel_nm, self.frames.cell, self.config.offsets, self.grey_range]
+
+    def __call__(self, tiles: Columns, origin: Columns, block: Block) -> BlockResult:
         if not length(tiles):
             return BlockResult()
-        stage, shape = self.frames.stage_places(tiles), self.shape(tiles)
+        stage, shape = self.frames.stage_places(tiles, origin), self.shape(tiles)
         offsets = self.config.offsets
         # Tiles that the stage puts just apart may overlap: it errs by up to the search.
         pairs = find_pairs(stage, usable(tiles), shape, offsets.min_overlap, offsets.search)
         images, mask = self.images(tiles), np.ones(shape, np.bool_)
         rows = []
-        for first, second in self.own(tiles, pairs, block).tolist():
+        for first, second in self.own(stage, pairs, block).tolist():
             y, x = stage[second] - stage[first]
             found = measure_offset(
                 images[first], images[second], mask, mask, (y, x), self.config.offsets
@@ -88,12 +97,21 @@ class MeasureOffsets(StitchBlock):
 
 
 class SolvePlaces(StitchBlock):
-    """Places of all tiles of a section; of tiles that no pair holds too."""
+    """Places of all tiles of a section; of tiles that no pair holds too.
 
-    def __call__(self, tiles: Columns, offsets: Columns, block: Block) -> BlockResult:
+    Those further than the margin from where the stage has them get none: blocks of the montage look
+    for tiles as far as that, and would show pieces of them.
+    """
+
+    def depends_on(self) -> list[Any]:
+        return [self.frames.pixel_nm, self.frames.margin, self.config.solve]
+
+    def __call__(
+        self, tiles: Columns, origin: Columns, offsets: Columns, block: Block
+    ) -> BlockResult:
         if not length(tiles) or not len(usable(tiles)):
             return BlockResult()
-        rows, stage = usable(tiles), self.frames.stage_places(tiles)
+        rows, stage = usable(tiles), self.frames.stage_places(tiles, origin)
         number = np.full(length(tiles), -1)
         number[rows] = np.arange(len(rows))
         pairs = number[np.stack([offsets['first'], offsets['second']], axis=1)]
@@ -101,14 +119,16 @@ class SolvePlaces(StitchBlock):
         wanted = np.stack([offsets['y'], offsets['x']], axis=1)
         found = solve_places(stage[rows], pairs, wanted, weights, self.config.solve)
         section = tiles['section'][0]
-        moved = np.sqrt(((found.places - stage[rows]) ** 2).sum(axis=1))
+        moved = found.places - stage[rows]
+        within = np.abs(moved).max(axis=1) <= self.frames.margin
+        distance = np.sqrt((moved**2).sum(axis=1))
         places = {
-            'section': np.full(len(rows), section),
-            'row': rows,
-            'y': found.places[:, 0],
-            'x': found.places[:, 1],
-            'moved': moved,
-            'piece': found.piece,
+            'section': np.full(within.sum(), section),
+            'row': rows[within],
+            'y': found.places[within, 0],
+            'x': found.places[within, 1],
+            'moved': distance[within],
+            'piece': found.piece[within],
         }
         solved = {
             'section': np.full(len(pairs), section),
@@ -118,25 +138,24 @@ class SolvePlaces(StitchBlock):
             'found': offsets['found'],
             'outlier': found.outlier,
         }
-        summary = {
-            'section': [section],
-            'loose_tiles': [int((found.piece > 0).sum())],
-            'pairs': [len(pairs)],
-            'lost_pairs': [int((weights == 0).sum())],
-            'outlier_pairs': [int(found.outlier.sum())],
-            'tiles_beyond_margin': [int((moved > self.frames.margin).sum())],
+        counts = {
+            'loose_tiles': int((found.piece > 0).sum()),
+            'pairs': len(pairs),
+            'lost_pairs': int((weights == 0).sum()),
+            'outlier_pairs': int(found.outlier.sum()),
+            'tiles_beyond_margin': int((~within).sum()),
         }
+        summary = {name: np.array([value]) for name, value in counts.items()}
+        told = ('outlier_pairs', 'tiles_beyond_margin', 'loose_tiles')
         return BlockResult(
             rows={
                 'places': places,
                 'pairs': solved,
-                'solved': {name: np.array(value) for name, value in summary.items()},
+                'solved': {'section': np.array([section]), **summary},
             },
             metrics={
-                'outlier_pairs': float(found.outlier.sum()),
-                'tiles_beyond_margin': float(summary['tiles_beyond_margin'][0]),
-                'loose_tiles': float(summary['loose_tiles'][0]),
-                'peak_tile_moved_px': float(moved.max()),
+                **{name: float(counts[name]) for name in told},
+                'peak_tile_moved_px': float(distance.max()),
             },
         )
 
@@ -144,7 +163,16 @@ class SolvePlaces(StitchBlock):
 class MatchSeams(StitchBlock):
     """Shared points of the pairs of a cell."""
 
-    def __call__(self, tiles: Columns, places: Columns, block: Block) -> BlockResult:
+    def depends_on(self) -> list[Any]:
+        least, elastic = self.config.offsets.min_overlap, self.config.elastic
+        return [
+            self.frames.pixel_nm, self.frames.cell, least, elastic.stride, elastic.flow,
+            self.grey_range,
+        ]  # fmt: skip
+
+    def __call__(
+        self, tiles: Columns, origin: Columns, places: Columns, block: Block
+    ) -> BlockResult:
         if not length(places):
             return BlockResult()
         shape, images = self.shape(tiles), self.images(tiles)
@@ -154,7 +182,8 @@ class MatchSeams(StitchBlock):
         piece[places['row']] = places['piece']
         pairs = pairs[piece[pairs[:, 0]] == piece[pairs[:, 1]]]
         mask, parts, levels = np.ones(shape, np.bool_), [], []
-        for first, second in self.own(tiles, pairs, block).tolist():
+        stage = self.frames.stage_places(tiles, origin)
+        for first, second in self.own(stage, pairs, block).tolist():
             y, x = placed[second] - placed[first]
             shared = measure_overlap_levels(images[first], images[second], mask, mask, (y, x))
             levels.append((first, second, *shared.levels.ravel(), shared.pixels))
@@ -171,6 +200,9 @@ class MatchSeams(StitchBlock):
 
 class SolveGains(StitchBlock):
     """Gains and offsets of all tiles of a section: numbers only."""
+
+    def depends_on(self) -> list[Any]:
+        return [self.config.gains]
 
     def __call__(self, places: Columns, levels: Columns, tiles: Columns) -> BlockResult:
         if not length(places):
@@ -194,18 +226,24 @@ class SolveGains(StitchBlock):
 class BendTiles(StitchBlock):
     """Bends the tiles of a cell together with those of the cells around, and keeps its own."""
 
+    def depends_on(self) -> list[Any]:
+        # How seams are matched is not for this stage.
+        elastic = dataclasses.replace(self.config.elastic, flow=SEAM_FLOW)
+        return [self.frames.pixel_nm, self.frames.cell, elastic]
+
     def working_bytes(self, read_shape: Triple) -> int:
         nodes = math.prod(node_shape(self.frames.tile_shape, self.config.elastic.stride))
         # A factorized sparse system: some 100 numbers for each unknown.
         return nodes * (3 * self.config.cell_tiles + 2) ** 2 * 100 * 12
 
     def __call__(
-        self, tiles: Columns, places: Columns, seams: Columns, block: Block
+        self, tiles: Columns, origin: Columns, places: Columns, seams: Columns, block: Block
     ) -> BlockResult:
         if not length(places):
             return BlockResult()
         placed, shape = _placed(tiles, places), self.shape(tiles)
-        cells = self.frames.cell_of(self.frames.stage_places(tiles))[places['row']]
+        stage = self.frames.stage_places(tiles, origin)
+        cells = self.frames.cell_of(stage)[places['row']]
         own = places['row'][(cells == np.array(block.index[1:])).all(axis=1)]
         if not len(own):
             return BlockResult()
@@ -228,14 +266,15 @@ class BendTiles(StitchBlock):
         }
         return BlockResult(
             rows={'nodes': nodes, 'seam_quality': quality},
-            metrics={
-                'seam_points': float(len(seen)),
-            },
+            metrics={'seam_points': float(len(seen))},
         )
 
 
 class RenderMontage(StitchBlock):
     """A block of the montage, at lower resolution, from all tiles that reach it."""
+
+    def depends_on(self) -> list[Any]:
+        return [self.config.elastic.stride, self.config.downsample, self.grey_range]
 
     def working_bytes(self, read_shape: Triple) -> int:
         pixels = math.prod(read_shape) * self.config.downsample**2
@@ -333,9 +372,9 @@ def _split_seams(seams: Columns, number: Ints) -> list[Seam]:
     """Rows of the table, in its order, as seams of numbered tiles."""
     pairs = np.stack([seams['first'], seams['second']], axis=1)
     changes = np.flatnonzero((np.diff(pairs, axis=0, prepend=-1) != 0).any(axis=1))
-    ends = np.append(changes[1:], len(pairs))
+    bounds = [*changes.tolist(), len(pairs)]
     result = []
-    for a, b in zip(changes.tolist(), ends.tolist(), strict=True):
+    for a, b in itertools.pairwise(bounds):
         mine, other = (
             np.stack([seams[f'{n}_y'][a:b], seams[f'{n}_x'][a:b]], axis=1).astype(np.float64)
             for n in ('first', 'second')

@@ -19,6 +19,10 @@ class StitchConfig:
       solve: rigid places.
       elastic: bent tiles.
       gains: of tiles, by what they share.
+      margin: pixels that tiles may end up away from where the stage has them, y and x alike, at
+        least `offsets.search`; None: twice that. Frames of sections are wider by it on all sides.
+        Errors of a stage add up from tile to tile, so wide sections may need more. Tiles beyond
+        are left out, and the report tells of them.
       cell_tiles: tiles along a side of a cell, the unit of work.
       downsample: of the montage that sections are aligned by; the final image is rendered from
         the tiles at full resolution.
@@ -30,6 +34,7 @@ class StitchConfig:
     solve: SolveConfig = SolveConfig()
     elastic: ElasticConfig = ElasticConfig()
     gains: GainConfig = GainConfig()
+    margin: int | None = None
     cell_tiles: int = 4
     downsample: int = 2
     montage_block: tuple[int, int] = (1024, 1024)
@@ -37,6 +42,12 @@ class StitchConfig:
 
     def __post_init__(self) -> None:
         """Checks the fields."""
+        if self.margin is not None and self.margin < self.offsets.search:
+            raise ValueError(
+                f'stitch.margin is {self.margin}: must be stitch.offsets.search, '
+                f'{self.offsets.search}, or more, as tiles are looked for that far away; raise it, '
+                'or leave it out for twice the search'
+            )
         if self.cell_tiles < 2:
             raise ValueError(
                 f'stitch.cell_tiles is {self.cell_tiles}: must be 2 or more, as a cell is bent '
@@ -50,3 +61,8 @@ class StitchConfig:
                 f'stitch.montage_block is {self.montage_block}: must be two numbers of pixels, '
                 'y and x, 64 or more'
             )
+
+    @property
+    def frame_margin(self) -> int:
+        """Pixels of the margin, where it is not given too."""
+        return 2 * self.offsets.search if self.margin is None else self.margin

@@ -1,8 +1,10 @@
 r"""Frames of sections, and the cells by which their tiles are dealt out.
 
-Stage positions of all sections are put into frames that start near 0: each is moved by a whole
-number of pixels, so that its first tile lies `margin` pixels inside. All sections then share one
-extent, cut into square cells; a tile belongs to the cell that holds its first pixel by the stage.
+Stage positions of all sections are put into frames that start near 0: each section is moved by a
+whole number of pixels, its origin, so that all its tiles lie `margin` pixels inside or more.
+Sections whose stage positions share a frame are moved by one and the same origin, so that one that
+lacks its first tiles is not shifted against the others. All sections share one extent, cut into
+square cells; a tile belongs to the cell that holds its first pixel by the stage.
 
     (0, 0) of the frame
     +-------+-------+-------+
@@ -10,6 +12,10 @@ extent, cut into square cells; a tile belongs to the cell that holds its first p
     |  | tile  |    |       |    row, column) of the stages of stitching
     |  +----|--+    |       |
     +-------+-------+-------+
+
+A section added later must not move those that are there, or all of them would have to be stitched
+again: origins and extents are whole multiples of the margin, so that a stage that returns to within
+a few pixels of where it was leaves them as they are.
 """
 
 from __future__ import annotations
@@ -27,6 +33,11 @@ from h01_beam.tables import Columns, length
 Reals = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+# Two sections share a frame of the stage if their extents overlap by this share of the smaller.
+SHARED = 0.8
+# Pixels by which bent tiles may reach beyond where they would lie unbent.
+_BENDING = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Frames:
@@ -34,7 +45,7 @@ class Frames:
 
     Attributes:
       pixel_nm: of the tiles.
-      margin: pixels between the frame's border and the first tile by the stage.
+      margin: pixels that tiles may be away from where the stage has them, y and x alike.
       tile_shape: of the largest tile, pixels.
       sections: number of sections.
       shape: y and x pixels of the largest section, margins included.
@@ -53,18 +64,15 @@ class Frames:
         """Lays out the frames of an acquisition."""
         tiles = acquisition.tiles
         tile_shape = (int(tiles['height'].max()), int(tiles['width'].max()))
-        extent = np.zeros(2)
-        for _, rows in acquisition.by_section():
-            if length(rows):
-                places = _stage(rows, acquisition.pixel_nm)
-                extent = np.maximum(extent, np.ptp(places, axis=0))
-        shape = [math.ceil(e) + n + 2 * margin for e, n in zip(extent, tile_shape, strict=True)]
+        _, ends = _extents(acquisition)
+        reach = np.nanmax(ends - find_origins(acquisition, margin), axis=0) + margin
+        y, x = (math.ceil(n / margin) * margin for n in reach.tolist())
         return cls(
             acquisition.pixel_nm,
             margin,
             tile_shape,
             length(acquisition.sections),
-            (shape[0], shape[1]),
+            (y, x),
             (tile_shape[0] * cell_tiles, tile_shape[1] * cell_tiles),
         )
 
@@ -76,11 +84,14 @@ class Frames:
             BoundingBox((0, 0, 0), (self.sections, rows, columns)), (1, 1, 1), (0, 1, 1)
         )
 
-    def stage_places(self, tiles: Columns) -> Reals:
-        """(n, 2) places of the first pixels of a section's tiles in its frame, by the stage."""
-        places = _stage(tiles, self.pixel_nm)
-        origin = np.floor(places.min(axis=0)) if len(places) else np.zeros(2)
-        return places - origin + self.margin
+    def stage_places(self, tiles: Columns, origin: Columns) -> Reals:
+        """(n, 2) places of the first pixels of a section's tiles in its frame, by the stage.
+
+        Args:
+          tiles: of the section.
+          origin: its row of `ORIGINS`.
+        """
+        return _stage(tiles, self.pixel_nm) - np.stack([origin['y'], origin['x']], axis=1)
 
     def cell_of(self, places: Reals) -> Ints:
         """(n, 2) row and column of the cells of tiles, from their places by the stage."""
@@ -124,13 +135,72 @@ class CellsBelow:
         for axis in range(2):
             start = block.core.start[1 + axis] * self.downsample
             end = block.core.end[1 + axis] * self.downsample
-            # Tiles move from where the stage has them by no more than the margin.
-            first = start - self.frames.tile_shape[axis] - self.frames.margin
-            last = end + self.frames.margin
+            # Tiles that move further than the margin are left out; see `SolvePlaces`.
+            reach = self.frames.margin + _BENDING
+            first = start - self.frames.tile_shape[axis] - reach
+            last = end + reach
             low.append(max(0, first // self.frames.cell[axis]))
             high.append(last // self.frames.cell[axis] + 1)
         z = block.core.start[0]
         return BoundingBox.from_bounds((z, low[0], low[1]), (z + 1, high[0], high[1]))
+
+
+def find_origins(acquisition: Acquisition, margin: int) -> Ints:
+    """What of the stage comes to lie at (0, 0) of each section's frame.
+
+    Sections share an origin if their extents by the stage overlap (see `SHARED`) that of the first
+    of them; then the rest is dealt with likewise. So later sections change nothing for earlier ones
+    but where they reach further. Some microscopes begin every section, or every session, anywhere
+    on the wafer: those have origins of their own.
+
+    Args:
+      acquisition: the manifest.
+      margin: pixels between the frame's border and the first tile at the least.
+
+    Returns:
+      (n, 2) y and x pixels of the stage, multiples of `margin`; 0 for sections without tiles.
+    """
+    starts, ends = _extents(acquisition)
+    frames = _group_extents(starts, ends)
+    origins = np.zeros(starts.shape, np.int64)
+    for frame in range(frames.max() + 1):
+        members = frames == frame
+        first = np.floor(starts[members].min(axis=0) / margin).astype(np.int64)
+        origins[members] = (first - 1) * margin
+    return origins
+
+
+def _extents(acquisition: Acquisition) -> tuple[Reals, Reals]:
+    """(n, 2) first and last pixels (excluded) of sections by the stage; NaN without tiles."""
+    count = length(acquisition.sections)
+    starts, ends = np.full((count, 2), np.nan), np.full((count, 2), np.nan)
+    for position, (_, tiles) in enumerate(acquisition.by_section()):
+        if length(tiles):
+            places = _stage(tiles, acquisition.pixel_nm)
+            starts[position] = places.min(axis=0)
+            ends[position] = places.max(axis=0) + (tiles['height'][0], tiles['width'][0])
+    return starts, ends
+
+
+def _group_extents(starts: Reals, ends: Reals) -> Ints:
+    """(n,) numbers of the frames that sections share; -1 for those that have no extent."""
+    areas = (ends - starts).prod(axis=1)
+    # Small ones tell little of what lies around them.
+    small = ~(areas >= np.nanmax(areas) / 2)
+    frames = np.full(len(starts), -1)
+    number = 0
+    for one in np.argsort(small, kind='stable').tolist():
+        if frames[one] >= 0 or np.isnan(areas[one]):
+            continue
+        shared = np.ones(len(areas))
+        for low, high in zip(starts.T, ends.T, strict=True):
+            span = np.minimum(high, high[one]) - np.maximum(low, low[one])
+            shared *= np.maximum(span, 0)
+        # NaN, where there is no extent, exceeds nothing.
+        enough = shared >= SHARED * np.minimum(areas, areas[one])
+        frames[enough & (frames < 0)] = number
+        number += 1
+    return frames
 
 
 def _stage(tiles: Columns, pixel_nm: float) -> Reals:

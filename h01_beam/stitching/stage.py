@@ -12,12 +12,13 @@ No worker holds more images than `cached_tiles`, whatever the size of the sectio
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 
+from h01_beam.acquisition.stage import write_if_new
 from h01_beam.acquisition.tables import Acquisition
 from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid, ReadBox
@@ -32,12 +33,19 @@ from h01_beam.stitching.blocks import (
     SolvePlaces,
 )
 from h01_beam.stitching.config import StitchConfig
-from h01_beam.stitching.frames import CellsBelow, Frames, SectionRows, WholeSection
+from h01_beam.stitching.frames import (
+    CellsBelow,
+    Frames,
+    SectionRows,
+    WholeSection,
+    find_origins,
+)
 from h01_beam.stitching.tables import (
     GAINS,
     LEVELS,
     NODES,
     OFFSETS,
+    ORIGINS,
     PAIRS,
     PLACES,
     SEAM_QUALITY,
@@ -48,8 +56,17 @@ from h01_beam.volume import VolumeSpec
 
 
 def make_frames(acquisition: Acquisition, config: StitchConfig) -> Frames:
-    """Frames wide enough for tiles that the stage misplaced as far as they are looked for."""
-    return Frames.of(acquisition, config.offsets.search, config.cell_tiles)
+    """Frames wide enough for tiles that the stage misplaced."""
+    return Frames.of(acquisition, config.frame_margin, config.cell_tiles)
+
+
+def write_origins(acquisition: Acquisition, margin: int, run: Run) -> None:
+    """Writes `ORIGINS` as parts of the grid of cells, where they changed."""
+    origins = find_origins(acquisition, margin)
+    for position, section in enumerate(acquisition.sections['section'].tolist()):
+        y, x = origins[position].tolist()
+        row = {'section': np.array([section]), 'y': np.array([y]), 'x': np.array([x])}
+        write_if_new(run.table_part('origin', (position, 0, 0)), row, ORIGINS)
 
 
 def montage_spec(
@@ -59,7 +76,8 @@ def montage_spec(
     factor = config.downsample
     y, x = (-(-n // factor) for n in frames.shape)
     pixel = frames.pixel_nm * factor
-    thickness = float(acquisition.sections['thickness_nm'].min())
+    # For viewers only. That of the first, as later sections must not change the volume.
+    thickness = float(acquisition.sections['thickness_nm'][0])
     return VolumeSpec(
         uri=run.volume_uri('montage'),
         voxel_size_nm=(thickness, pixel, pixel),
@@ -91,58 +109,52 @@ def build_stitching(
       block records of the last stage; the volume is that of `montage_spec`.
     """
     frames = make_frames(acquisition, config)
+    if not run.dry_run:
+        write_origins(acquisition, config.frame_margin, run)
     cells = frames.cells
     _, rows, columns = cells.shape
-    section, whole = SectionRows(), WholeSection(rows, columns)
+    section, whole, once = SectionRows(), WholeSection(rows, columns), WholeSection(1, 1)
+    placed = {'tiles': section, 'origin': section, 'places': section}
 
     def add(name: str, function: Any, reads: dict[str, Any], after: Any, **rest: Any) -> Any:
-        reads = {'tiles': section, **reads}
         return root | MapBlocks(
-            function(frames, config, grey_range),
+            function,
             stage=name,
             table_reads=reads,
             grid=rest.pop('grid', cells),
-            config=[_that_counts(config), frames, grey_range],
+            config=function.depends_on(),
             run=run,
             after=after,
             **rest,
         )
 
-    offsets = add('measure_offsets', MeasureOffsets, {}, after, table_writes={'offsets': OFFSETS})
+    common = (frames, config, grey_range)
+    offsets = add(
+        'measure_offsets', MeasureOffsets(*common), {'tiles': section, 'origin': section}, after,
+        table_writes={'offsets': OFFSETS},
+    )  # fmt: skip
     places = add(
-        'solve_places', SolvePlaces, {'offsets': whole, 'tiles': WholeSection(1, 1)}, [offsets],
-        table_writes={'places': PLACES, 'pairs': PAIRS, 'solved': SOLVED},
+        'solve_places', SolvePlaces(*common), {'tiles': once, 'origin': once, 'offsets': whole},
+        [offsets], table_writes={'places': PLACES, 'pairs': PAIRS, 'solved': SOLVED},
     )  # fmt: skip
     seams = add(
-        'match_seams',
-        MatchSeams,
-        {'places': section},
-        [places],
+        'match_seams', MatchSeams(*common), placed, [places],
         table_writes={'seams': SEAMS, 'levels': LEVELS},
-    )
+    )  # fmt: skip
     gains = add(
-        'solve_gains', SolveGains,
-        {'tiles': WholeSection(1, 1), 'places': WholeSection(1, 1), 'levels': whole}, [seams],
-        table_writes={'gains': GAINS},
+        'solve_gains', SolveGains(*common), {'tiles': once, 'places': once, 'levels': whole},
+        [seams], table_writes={'gains': GAINS},
     )  # fmt: skip
     nodes = add(
-        'bend_tiles', BendTiles, {'places': section, 'seams': ReadBox()}, [seams],
+        'bend_tiles', BendTiles(*common), {**placed, 'seams': ReadBox()}, [seams],
         table_writes={'nodes': NODES, 'seam_quality': SEAM_QUALITY},
     )  # fmt: skip
     spec = montage_spec(acquisition, frames, config, run)
-    factor = config.downsample
+    below = CellsBelow(frames, config.downsample)
     return add(
-        'render_montage', RenderMontage,
-        {
-            'tiles': TableRead(section, cells),
-            'gains': TableRead(section, cells),
-            'nodes': TableRead(CellsBelow(frames, factor), cells),
-        },
+        'render_montage', RenderMontage(*common),
+        {name: TableRead(region, cells)
+         for name, region in (('tiles', section), ('gains', section), ('nodes', below))},
         [nodes, gains], writes={'montage': spec},
         grid=BlockGrid(spec.bounds, (1, *config.montage_block)),
     )  # fmt: skip
-
-
-def _that_counts(config: StitchConfig) -> StitchConfig:
-    """The configuration without what does not change results."""
-    return dataclasses.replace(config, cached_tiles=1, montage_block=(1024, 1024))

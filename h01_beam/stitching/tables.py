@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from h01_beam.tables import Schema
 
+# Pixels of the stage that lie at (0, 0) of a section's frame. Written before the run starts: a row
+# for each section, so that stitching a section depends on its own alone.
+ORIGINS = Schema({'section': 'int64', 'y': 'int64', 'x': 'int64'})
 # What each pair of tiles that should overlap says; y, x: offset of the second in the first, pixels.
 OFFSETS = Schema(
     {
@@ -17,8 +20,8 @@ OFFSETS = Schema(
         'found': 'bool',
     }
 )
-# Where each usable tile lies in the frame of its section, pixels; `moved` from where the stage had
-# it. Tiles of one piece hang together by pairs; the largest piece of a section is 0.
+# Where each usable tile within the margin lies in the frame of its section, pixels; `moved` from
+# where the stage had it. Tiles of one piece hang together by pairs; the largest piece is 0.
 PLACES = Schema(
     {
         'section': 'int64',
@@ -58,7 +61,8 @@ NODES = Schema({'row': 'int64', 'y': 'float32', 'x': 'float32', 'dy': 'float32',
 SEAM_QUALITY = Schema(
     {'section': 'int64', 'points': 'int64', 'squares': 'float64', 'p95': 'float64'}
 )
-# What the solve says of a section: tiles that hang on no pair, pairs that found or fitted nothing.
+# What the solve says of a section: tiles that hang on no pair, pairs that found or fitted nothing,
+# tiles that were left out as they lie further from where the stage has them than the margin.
 SOLVED = Schema(
     {
         'section': 'int64',

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import KDTree
 
-from h01_beam.acquisition.decode import read_tile, to_uint8
+from h01_beam.acquisition.decode import TileError, read_tile, to_uint8
+from h01_beam.acquisition.tables import describe
 from h01_beam.imaging.gains import apply_gain
 from h01_beam.tables import Columns
 
@@ -79,21 +80,37 @@ class TileImages:
         )
 
     def __getitem__(self, row: int) -> npt.NDArray[np.uint8]:
-        """The (h, w) uint8 image of a tile; raises a TileError if it has gone bad since."""
+        """The (h, w) uint8 image of a tile.
+
+        Raises:
+          TileError: the file has changed or gone since it was checked.
+        """
         if row in self._images:
             self._images.move_to_end(row)
             return self._images[row]
-        tiles = self._tiles
-        image = read_tile(
-            tiles['path'][row],
-            (int(tiles['height'][row]), int(tiles['width'][row])),
-            tiles['dtype'][row],
-            tiles['sha256'][row],
-        )
-        grey = to_uint8(image, self._grey_range)
+        grey = to_uint8(self._read(row), self._grey_range)
         if row in self._gains:
             grey = apply_gain(grey, *self._gains[row])
         self._images[row] = grey
         for old in list(itertools.islice(self._images, max(0, len(self._images) - self._keep))):
             del self._images[old]
         return self._images[row]
+
+    def _read(self, row: int) -> npt.NDArray[np.generic]:
+        tiles = self._tiles
+        path = str(tiles['path'][row])
+        try:
+            return read_tile(
+                path,
+                (int(tiles['height'][row]), int(tiles['width'][row])),
+                tiles['dtype'][row],
+                tiles['sha256'][row],
+            )
+        except TileError as error:
+            what = error.message.removeprefix(f'{path!r}: ')
+            raise TileError(
+                error.kind,
+                f'tile {describe(tiles, row)}, {path!r}, was usable when it was checked, and is '
+                f'not any more: {what}; put the file back, or give the same command again to have '
+                'it checked and stitched as it is now',
+            ) from error

@@ -91,6 +91,12 @@ def test_what_differs_from_the_manifest_is_named(tmp_path):
     assert caught.value.kind == 'missing'
 
 
+def test_a_folder_is_no_tile(tmp_path):
+    with pytest.raises(TileError, match='is no file, but a folder') as caught:
+        read_tile(str(tmp_path))
+    assert caught.value.kind == 'missing'
+
+
 def test_errors_travel_between_processes():
     error = copy.copy(TileError('shape', 'too small'))
     assert (error.kind, str(error)) == ('shape', 'too small')
