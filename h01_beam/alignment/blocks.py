@@ -21,7 +21,6 @@ from h01_beam.alignment.frames import (
     rescale_affine,
 )
 from h01_beam.alignment.maps import CoordinateMap, compose, from_affine, invert_affine, warp
-from h01_beam.alignment.mesh import Link, relax
 from h01_beam.alignment.order import OrderConfig, check_order
 from h01_beam.alignment.pairs import Thumbnail, find_match
 from h01_beam.geometry import Block, BoundingBox, Triple
@@ -51,17 +50,6 @@ MATCHES = Schema(
 )
 # Sections that look as if they stood elsewhere in the stack; see `h01_beam.alignment.order`.
 MISPLACED = Schema({'section': 'int64', 'better': 'int64', 'evidence': 'float64'})
-# How well the flow between two sections is known, and how far the mesh is from it: share of the
-# nodes that show tissue, correlation, RMS in full-size pixels.
-LINKS = Schema(
-    {
-        'first': 'int64',
-        'second': 'int64',
-        'known': 'float64',
-        'weight': 'float64',
-        'misfit': 'float64',
-    }
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,54 +303,6 @@ def flow_halo(config: AlignConfig) -> int:
     """Pixels that a block of flow reads around: its reach, in steps that keep the nodes."""
     unit = config.flow.stride * max(level.downsample for level in config.flow.levels)
     return -(-min(config.flow.reach, 4 * unit + 160) // unit) * unit
-
-
-@dataclasses.dataclass(frozen=True)
-class RelaxMesh:
-    """Vectors of all nodes of all sections, aligned -> rough.
-
-    Attributes:
-      config: of alignment.
-      pixel_nm: of the montage.
-      downsample: of the montage.
-    """
-
-    config: AlignConfig
-    pixel_nm: float
-    downsample: int
-
-    def working_bytes(self, read_shape: Triple) -> int:
-        # Vectors, pulls, weights and search directions, in float64, for each node.
-        return 400 * math.prod(read_shape)
-
-    def __call__(self, block: Block, **flows: npt.NDArray[np.float32]) -> BlockResult:
-        sections, h, w = block.core.shape
-        links = []
-        for name, flow in flows.items():
-            back = int(name.rpartition('_')[2])
-            for z in range(back, sections):
-                if np.isfinite(flow[0, z]).any():
-                    links.append(Link(z, z - back, flow[:2, z], flow[2, z]))
-        vectors, misfit = relax(
-            (sections, h, w), links, self.config.flow.stride, self.config.mesh,
-            pixel_nm=self.pixel_nm,
-        )  # fmt: skip
-        rows = [
-            (
-                link.first,
-                link.second,
-                float(np.isfinite(link.vectors[0]).mean()),
-                float(link.weight[link.weight > 0].mean()),
-                self.downsample * float(np.sqrt(np.nanmean(rest**2))),
-            )
-            for link, rest in zip(links, misfit, strict=True)
-        ]
-        columns = [np.array(c) for c in zip(*rows, strict=True)] or [np.empty(0)] * 5
-        return BlockResult(
-            arrays={'mesh': vectors.astype(np.float32).transpose(1, 0, 2, 3)},
-            rows={'links': dict(zip(LINKS.columns, columns, strict=True))},
-            metrics={'links': float(len(links))},
-        )
 
 
 class RenderAligned(StitchBlock):

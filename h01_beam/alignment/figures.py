@@ -56,10 +56,11 @@ def describe_sections(run_path: str) -> list[dict[str, Any]]:
         )
         row['matches'] = int(affines['matches'][position])
         link = (links['first'] == position) | (links['second'] == position)
-        row['flow_known'] = round(float(links['known'][link].mean()), 3) if link.any() else None
-        row['jitter_px'] = (
-            round(float(np.sqrt((links['misfit'][link] ** 2).mean())), 3) if link.any() else None
+        nodes, known, compared, squares = (
+            float(links[name][link].sum()) for name in ('nodes', 'known', 'compared', 'squares')
         )
+        row['flow_known'] = round(known / nodes, 3) if nodes else None
+        row['jitter_px'] = round(math.sqrt(squares / compared), 3) if compared else None
         rows.append(row)
     return rows
 

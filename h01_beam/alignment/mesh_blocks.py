@@ -31,7 +31,6 @@ that are added move none of the earlier ones.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -122,9 +121,7 @@ class MeshBlock:
     @property
     def own_in_read(self) -> tuple[slice, slice, slice, slice]:
         """Of the vectors that are read: what is the block's own."""
-        z, y, x = (
-            slice(a - r[0], b - r[0]) for (a, b), r in zip(self.own, self.read, strict=True)
-        )
+        z, y, x = (slice(a - r[0], b - r[0]) for (a, b), r in zip(self.own, self.read, strict=True))
         return z, slice(None), y, x
 
 
@@ -193,7 +190,9 @@ class MeshGrid:
           links: from each section.
         """
         depth = self.reach + 1 if self.causal else self.cut[0] + 2 * (self.overlap + self.reach)
-        y, x = (min(n, c + 2 * self.halo) for n, c in zip(self.shape[1:], self.cut[1:], strict=True))
+        y, x = (
+            min(n, c + 2 * self.halo) for n, c in zip(self.shape[1:], self.cut[1:], strict=True)
+        )
         return min(depth, self.shape[0]) * y * x * (200 + 100 * links)
 
 
@@ -353,7 +352,9 @@ def relax_in_blocks(
             vectors = refine_vectors(vectors, HALVING, level.shape[1:])
         changes = []
         for sweep in range(grid.sweeps):
-            after = relax_sweep(grid, level, vectors, sweep, pixel_nm, sweep > 0 or grid is not grids[0])
+            after = relax_sweep(
+                grid, level, vectors, sweep, pixel_nm, sweep > 0 or grid is not grids[0]
+            )
             changes.append(float(np.sqrt(((after - vectors) ** 2).sum(axis=1)).max(initial=0)))
             vectors = after
     assert vectors is not None

@@ -3,8 +3,7 @@
 match_sections    pairs     thumbnails -> matches
 place_sections    graph     matches of all pairs -> affines, one of each section (numbers only)
 render_rough      blocks    montage through its affine -> the volume `rough`
-flow_K            blocks    `rough` of a section and of the K-th before -> the volume `flow_K`
-relax_mesh        graph     flow -> the volume `mesh`
+flow_K, ...       blocks    `rough` -> the volume `mesh`: see `elastic.stage`
 render_image      blocks    tiles, through stitching, affine and mesh at once -> `image`, `mask`
 """
 
@@ -20,26 +19,22 @@ import numpy as np
 from h01_beam.acquisition.stage import build_checks
 from h01_beam.acquisition.tables import Acquisition
 from h01_beam.alignment.blocks import (
-    LINKS,
     MATCHES,
     MISPLACED,
-    EstimateFlow,
     FindTissue,
     MatchThumbnails,
     PlaceSections,
-    RelaxMesh,
     RenderAligned,
     RenderRough,
-    flow_halo,
 )
 from h01_beam.alignment.config import AlignConfig
+from h01_beam.alignment.elastic.stage import build_elastic
 from h01_beam.alignment.frames import (
     AFFINES,
     Everything,
     NodesOfSlice,
     OfSlice,
     PairedSection,
-    Shifted,
     Slices,
 )
 from h01_beam.alignment.job import AlignJob
@@ -89,7 +84,7 @@ def build_alignment(
     montage = montage_spec(acquisition, frames, stitch, run)
     tissue, levels, affines = _place(root, montage, config, run, after)
     rough, roughs = _render_rough(root, montage, tissue, 2**levels, config, run, affines)
-    mesh, meshes = _relax(root, rough, stitch.downsample, config, run, roughs)
+    mesh, meshes = build_elastic(root, rough, stitch.downsample, config, run, [roughs])
     nominal = float(np.median(acquisition.sections['thickness_nm']))
     slices = Slices.of(acquisition.sections, nominal)
     factor = stitch.downsample
@@ -228,59 +223,3 @@ class _WholeSection:
 
     def __call__(self, block: Any) -> BoundingBox:
         return BoundingBox((block.core.start[0], 0, 0), (1, *self.bounds.shape[1:]))
-
-
-def _relax(
-    root: Any,
-    rough: VolumeSpec,
-    downsample: int,
-    config: AlignConfig,
-    run: Run,
-    after: beam.PCollection,
-) -> tuple[VolumeSpec, beam.PCollection]:
-    stride = config.flow.stride
-    assert rough.voxel_size_nm is not None
-    thickness, pixel, _ = rough.voxel_size_nm
-    nodes = tuple(-(-n // stride) for n in rough.shape[1:])
-    block = tuple(n // stride for n in config.flow_block)
-    flows, waits = {}, []
-    for back in range(1, config.neighbours + 1):
-        spec = VolumeSpec(
-            uri=run.volume_uri(f'flow_{back}'),
-            voxel_size_nm=(thickness, pixel * stride, pixel * stride),
-            dtype='float32',
-            shape=(rough.shape[0], nodes[0], nodes[1]),
-            chunk=(1, block[0], block[1]),
-            channels=3,
-        )
-        halo = flow_halo(config)
-        waits.append(
-            root
-            | MapBlocks(
-                EstimateFlow(config),
-                stage=f'flow_{back}',
-                reads={
-                    'fixed': Read(rough, Shifted(rough.bounds, 0, stride, halo)),
-                    'moving': Read(rough, Shifted(rough.bounds, back, stride, halo)),
-                },
-                writes={'flow': spec},
-                grid=BlockGrid(spec.bounds, (1, block[0], block[1])),
-                config=[config.flow, halo, back],
-                run=run,
-                after=[after],
-            )
-        )
-        flows[f'flow_{back}'] = spec
-    mesh = dataclasses.replace(flows['flow_1'], uri=run.volume_uri('mesh'), channels=2)
-    done = root | MapBlocks(
-        RelaxMesh(config, pixel, downsample),
-        stage='relax_mesh',
-        reads={name: Read(spec, CoreBox()) for name, spec in flows.items()},
-        writes={'mesh': mesh},
-        table_writes={'links': LINKS},
-        grid=BlockGrid(mesh.bounds, mesh.shape),
-        config=[config.mesh, stride, downsample],
-        run=run,
-        after=waits,
-    )
-    return mesh, done
