@@ -13,6 +13,7 @@ The driver may be left out where the name of the file or the contents of the fol
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -81,15 +82,18 @@ class Volume:
     def create(cls, spec: VolumeSpec) -> tuple[Volume, bool]:
         """Opens the volume that `spec` describes, creating it where it is absent or differs.
 
-        A volume at the same place with another specification is deleted (this level only).
+        A volume at the same place with another specification is deleted (this level only); one that
+        differs in nothing but fewer z grows, if it ends with a whole chunk.
 
         Returns:
           the volume, and whether it was made anew (so that no earlier block of it counts).
         """
         spec = cls.check(spec)
-        if cls.is_there(spec):
-            return cls.open(spec.uri), False
         parsed = VolumeUri.parse(spec.uri)
+        if cls.is_there(spec):
+            if cls.open(spec.uri).spec != spec:
+                _grow_precomputed(spec, parsed)
+            return cls.open(spec.uri), False
         make = _create_zarr3 if parsed.driver == 'zarr3' else _create_precomputed
         make(spec, parsed)
         created = cls.open(spec.uri)
@@ -126,11 +130,13 @@ class Volume:
 
     @classmethod
     def is_there(cls, spec: VolumeSpec) -> bool:
-        """Whether there is a volume that `spec` describes, so that `create` will keep it."""
+        """Whether there is a volume that `spec` describes, or its beginning: `create` keeps it."""
         try:
-            return cls.open(spec.uri).spec == check_spec(spec)
+            spec = check_spec(spec)
+            found = cls.open(spec.uri).spec
         except (FileNotFoundError, ValueError):
             return False
+        return found == spec or _grows(found, spec)
 
     def read(self, box: BoundingBox) -> np.ndarray:
         """Reads a box, zyx (czyx with channels), in C order.
@@ -219,6 +225,26 @@ def _create_precomputed(spec: VolumeSpec, parsed: VolumeUri) -> None:
     elif parsed.mip:
         raise FileNotFoundError(f'{spec.uri!r}: mip 0 must be created before mip {parsed.mip}')
     info['scales'].append(scale)
+    storage.write_bytes(path, json.dumps(info).encode())
+
+
+def _grows(found: VolumeSpec, wanted: VolumeSpec) -> bool:
+    """Whether one volume is the beginning of another, in whole chunks, so that none changes."""
+    depth = found.shape[0]
+    return (
+        VolumeUri.parse(wanted.uri).driver == 'neuroglancer-precomputed'
+        and depth < wanted.shape[0]
+        and found == dataclasses.replace(wanted, shape=(depth, *wanted.shape[1:]))
+        # Chunks are named by the voxels that they hold, shards by a code that depends on the size.
+        and wanted.shard is None
+        and depth % wanted.chunk[0] == 0
+    )
+
+
+def _grow_precomputed(spec: VolumeSpec, parsed: VolumeUri) -> None:
+    path = storage.join(parsed.path, 'info')
+    info = read_json(path, parsed)
+    info['scales'][parsed.mip] = precomputed.scale_of(spec)
     storage.write_bytes(path, json.dumps(info).encode())
 
 

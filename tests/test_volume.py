@@ -392,3 +392,23 @@ def test_shards_fit_volumes_that_are_smaller(tmp_path, shape):
         np.testing.assert_array_equal(
             read_all(volume.spec.uri), position_code(volume.bounds, 'uint8')
         )
+
+
+def test_a_volume_grows_by_whole_chunks_and_keeps_what_it_holds(tmp_path):
+    base = create(tmp_path / 'em', shape=(8, 21, 35))
+    upper = dataclasses.replace(
+        base.spec, uri=f'{tmp_path}/em|neuroglancer-precomputed:?mip=1',
+        shape=(8, 11, 18), start=(3, 2, 3), voxel_size_nm=(30.0, 16.0, 8.0),
+    )  # fmt: skip
+    Volume.create(upper)
+    old = read_all(base.spec.uri)
+    taller = dataclasses.replace(base.spec, shape=(11, 21, 35))
+    assert Volume.is_there(taller)
+    grown, made = Volume.create(taller)
+    assert not made and grown.spec == taller
+    new = read_all(base.spec.uri)
+    np.testing.assert_array_equal(new[:8], old)
+    assert new.shape == (11, 21, 35) and not new[8:].any()
+    assert Volume.open(upper.uri).spec == upper
+    # Its last chunk is no whole one now: it would be named otherwise.
+    assert not Volume.is_there(dataclasses.replace(taller, shape=(12, 21, 35)))

@@ -10,15 +10,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from h01_beam.alignment.causal import place_next
 from h01_beam.alignment.coarse import Match, place_sections
 from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.flow import estimate_flow
 from h01_beam.alignment.frames import (
+    AFFINES,
     RENDER_STRIDE,
     Slices,
     ToFrame,
     affine_of,
+    reduce_affine,
     rescale_affine,
+    state_of,
 )
 from h01_beam.alignment.maps import CoordinateMap, compose, from_affine, invert_affine, warp
 from h01_beam.alignment.order import OrderConfig, check_order
@@ -50,6 +54,8 @@ MATCHES = Schema(
 )
 # Sections that look as if they stood elsewhere in the stack; see `h01_beam.alignment.order`.
 MISPLACED = Schema({'section': 'int64', 'better': 'int64', 'evidence': 'float64'})
+# Share of a section's tissue beyond the aligned frame; `align.margin` at which there were none.
+FRAME = Schema({'section': 'int64', 'cut_off': 'float64', 'margin': 'int64'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,14 +172,117 @@ class PlaceSections:
             f'sections_{state}': float((states == state).sum())
             for state in ('placed', 'loose', 'unmatched')
         }
+        return BlockResult(rows={'affines': rows}, metrics=metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaceNext:
+    """The affine map of one section, laid on those before it; see `causal`.
+
+    Attributes:
+      config: of alignment.
+      thumbnail: h and w of a thumbnail.
+      factor: pixels of the montage to one of the thumbnail.
+    """
+
+    config: AlignConfig
+    thumbnail: tuple[int, int]
+    factor: int
+
+    def __call__(
+        self, tissue: Bytes, matches: Columns, affines: Columns, block: Block
+    ) -> BlockResult:
+        section, margin = block.index[0], self.config.margin
+        states = dict(zip(affines['section'], affines['state'], strict=True)) if affines else {}
+        groups = dict(zip(affines['section'], affines['group'], strict=True)) if affines else {}
+        placed = {
+            z: reduce_affine(affine_of(affines, z), self.factor, margin)
+            for z, state in states.items()
+            if state == 'placed'
+        }
+        centre = ((self.thumbnail[0] - 1) / 2, (self.thumbnail[1] - 1) / 2)
+        found = place_next(section, split_matches(matches), placed, centre, self.config.coarse)
+        state, group = 'placed', section
+        if found is not None:
+            group = groups[max(placed)]
+        elif placed or not tissue.any():
+            state, group = 'unmatched', -1
+        affine = np.eye(2, 3) if found is None else found.affine
+        names = ('yy', 'yx', 'y1', 'xy', 'xx', 'x1')
+        values = rescale_affine(affine, self.factor, margin).ravel()
+        misfit = np.nan if found is None else found.misfit * self.factor
+        row = {
+            'section': section,
+            **dict(zip(names, values.tolist(), strict=True)),
+            'group': group,
+            'matches': 0 if found is None else found.matches,
+            'misfit': misfit,
+            'state': state,
+        }
+        rows = {name: np.array([value], AFFINES.empty()[name].dtype) for name, value in row.items()}
+        return BlockResult(rows={'affines': rows}, metrics={f'sections_{state}': 1.0})
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckOrder:
+    """Sections that look as if they stood elsewhere in the stack; numbers only.
+
+    Attributes:
+      config: of alignment.
+      sections: their number.
+    """
+
+    config: AlignConfig
+    sections: int
+
+    def __call__(self, matches: Columns) -> BlockResult:
         order = OrderConfig(neighbours=max(2, self.config.coarse.neighbours))
-        misplaced = check_order(self.sections, found, order)
+        misplaced = check_order(self.sections, list(split_matches(matches)), order)
         told = {
             name: np.array([getattr(m, name) for m in misplaced], dtype)
             for name, dtype in MISPLACED.columns.items()
         }
-        metrics['sections_misplaced'] = float(len(misplaced))
-        return BlockResult(rows={'affines': rows, 'misplaced': told}, metrics=metrics)
+        return BlockResult(
+            rows={'misplaced': told}, metrics={'sections_misplaced': float(len(misplaced))}
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureFrame:
+    """How much of a section's tissue lies beyond the aligned frame, on its thumbnail.
+
+    Attributes:
+      factor: pixels of the montage to one of the thumbnail.
+      margin: of the frame, pixels of the montage.
+      frame: y and x pixels of the aligned frame.
+    """
+
+    factor: int
+    margin: int
+    frame: tuple[int, int]
+
+    def working_bytes(self, read_shape: Triple) -> int:
+        return 100 * math.prod(read_shape)
+
+    def __call__(self, tissue: Bytes, affines: Columns, block: Block) -> BlockResult:
+        position = block.index[0]
+        points = np.argwhere(tissue[0] > 0).T.astype(np.float64)
+        if state_of(affines, position) != 'placed' or not points.shape[1]:
+            return BlockResult()
+        affine = affine_of(affines, position)
+        there = affine[:, :2] @ (self.factor * points + (self.factor - 1) / 2) + affine[:, 2:]
+        last = np.array(self.frame, np.float64)[:, None] - 1
+        beyond = np.maximum(-there, there - last).max(axis=0)
+        cut = float((beyond > 0).mean())
+        row = {
+            'section': np.array([position]),
+            'cut_off': np.array([cut]),
+            'margin': np.array([math.ceil(self.margin + max(0.0, float(beyond.max())))]),
+        }
+        return BlockResult(
+            rows={'frame': row},
+            metrics={'peak_cut_off': cut, 'peak_margin_needed': float(row['margin'][0])},
+        )
 
 
 def split_matches(matches: Columns) -> list[Match]:
@@ -216,7 +325,7 @@ class RenderRough:
     def __call__(self, montage: Any, tissue: Bytes, affines: Columns, block: Block) -> BlockResult:
         nothing = BlockResult(arrays={'rough': np.zeros(block.core.shape, np.uint8)})
         position = block.core.start[0]
-        if affines['state'][position] != 'placed':
+        if state_of(affines, position) != 'placed':
             return nothing
         back = invert_affine(affine_of(affines, position))
         start, shape = block.core.start[1:], block.core.shape[1:]
@@ -334,7 +443,7 @@ class _RenderSlice(RenderAligned):
         nothing = BlockResult(arrays={'image': blank, 'mask': blank})
         if position < 0 or mesh is None or not length(nodes):
             return nothing
-        if affines['state'][position] != 'placed':
+        if state_of(affines, position) != 'placed':
             return nothing
         start, shape = block.core.start[1:], block.core.shape[1:]
         stride, factor = self.align.flow.stride, self.config.downsample

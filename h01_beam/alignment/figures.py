@@ -26,12 +26,13 @@ def describe_sections(run_path: str) -> list[dict[str, Any]]:
     Returns:
       section: its number; state: 'missing' (no usable tile), 'placed', 'loose' (ties to other
       sections, but not to most), 'unmatched'; reason; tiles and how many are good, suspect, bad or
-      missing; loose_tiles and outlier_pairs of stitching; seam_rms_px; matches and their misfit;
+      missing; cut_off: share of the tissue beyond the aligned frame; loose_tiles and outlier_pairs
+      of stitching; seam_rms_px; matches and their misfit;
       flow_known: share of the nodes; jitter_px: RMS by which the mesh and the flow disagree.
     """
     run = FinishedRun(run_path)
-    names = ('sections', 'solved', 'seam_quality', 'affines', 'links', 'misplaced')
-    checked, solved, seams, affines, links, misplaced = (run.all_rows(n) for n in names)
+    names = ('sections', 'solved', 'seam_quality', 'affines', 'links', 'misplaced', 'frame')
+    checked, solved, seams, affines, links, misplaced, frame = (run.all_rows(n) for n in names)
     better = dict(zip(misplaced['section'].tolist(), misplaced['better'].tolist(), strict=True))
     rows = []
     for position, number in enumerate(checked['section'].tolist()):
@@ -44,6 +45,15 @@ def describe_sections(run_path: str) -> list[dict[str, Any]]:
         if position in better:
             place = int(checked['section'][better[position]])
             row['reason'] = f'{row["reason"]} it looks as if it belonged at {place}'.strip()
+        row['cut_off'] = None
+        for place in np.flatnonzero(frame['section'] == position).tolist():
+            row['cut_off'] = round(float(frame['cut_off'][place]), 4)
+            if frame['cut_off'][place]:
+                reach = int(frame['margin'][place])
+                told = (
+                    f'{row["cut_off"]:.2%} of its tissue is cut off: align.margin must be {reach}'
+                )
+                row['reason'] = f'{row["reason"]} {told}'.strip()
         for name in ('tiles', 'good', 'suspect', 'bad', 'missing'):
             row[name] = int(checked[name][position])
         mine = solved['section'] == number

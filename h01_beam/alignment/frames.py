@@ -40,9 +40,19 @@ RENDER_STRIDE = 32
 
 
 def affine_of(affines: Columns, position: int) -> Reals:
-    """The (2, 3) map of a section, montage -> aligned."""
+    """The (2, 3) map of a section, montage -> aligned; rows may be of any sections."""
+    row = _row_of(affines, position)
     names = (('yy', 'yx', 'y1'), ('xy', 'xx', 'x1'))
-    return np.array([[float(affines[name][position]) for name in row] for row in names])
+    return np.array([[float(affines[name][row]) for name in several] for several in names])
+
+
+def state_of(affines: Columns, position: int) -> str:
+    """Whether a section is 'placed'."""
+    return str(affines['state'][_row_of(affines, position)])
+
+
+def _row_of(affines: Columns, position: int) -> int:
+    return int(np.flatnonzero(affines['section'] == position)[0])
 
 
 def rescale_affine(affine: Reals, factor: float, margin: float = 0.0) -> Reals:
@@ -56,6 +66,14 @@ def rescale_affine(affine: Reals, factor: float, margin: float = 0.0) -> Reals:
     half = np.full(2, (factor - 1) / 2)
     linear = affine[:, :2]
     shift = factor * affine[:, 2] + half - linear @ half + margin
+    return np.concatenate([linear, shift[:, None]], axis=1)
+
+
+def reduce_affine(affine: Reals, factor: float, margin: float = 0.0) -> Reals:
+    """The inverse of `rescale_affine`."""
+    half = np.full(2, (factor - 1) / 2)
+    linear = affine[:, :2]
+    shift = (affine[:, 2] - half + linear @ half - margin) / factor
     return np.concatenate([linear, shift[:, None]], axis=1)
 
 
@@ -74,9 +92,14 @@ class ToFrame:
     downsample: int
 
     def __call__(self, points: Reals) -> Reals:
-        """Maps points, (2, ...) y and x; NaN where the mesh ends."""
+        """Maps points, (2, ...) y and x; beyond the last nodes vectors are those of the border."""
         half = (self.downsample - 1) / 2
-        rough = self.mesh((points - half) / self.downsample)
+        places = (points - half) / self.downsample
+        ends = (2,) + (1,) * (points.ndim - 1)
+        first = np.reshape(self.mesh.start, ends)
+        last = first + (np.reshape(self.mesh.shape, ends) - 1) * self.mesh.stride
+        inside = np.clip(places, first, last)
+        rough = places + (self.mesh(inside) - inside)
         back = invert_affine(self.affine)
         shift = back[:, 2].reshape((2,) + (1,) * (points.ndim - 1))
         return (np.tensordot(back[:, :2], rough, axes=1) + shift) * self.downsample + half
@@ -197,6 +220,36 @@ class PairedSection:
     def __call__(self, block: Block) -> BoundingBox | None:
         z = block.index[0] - (block.index[1] + 1 if self.second else 0)
         return None if z < 0 else BoundingBox((z, 0, 0), (1, *self.bounds.shape[1:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class SectionsBefore:
+    """One row for each of the sections before that of a block; None for the first.
+
+    Attributes:
+      count: how many.
+    """
+
+    count: int
+
+    def __call__(self, block: Block) -> BoundingBox | None:
+        z = block.index[0]
+        first = max(0, z - self.count)
+        return BoundingBox.from_bounds((first, 0, 0), (z, 1, 1)) if first < z else None
+
+
+@dataclasses.dataclass(frozen=True)
+class OfSection:
+    """All of a section's own rows.
+
+    Attributes:
+      shape: y and x of what is read of it.
+    """
+
+    shape: tuple[int, int] = (1, 1)
+
+    def __call__(self, block: Block) -> BoundingBox:
+        return BoundingBox((block.core.start[0], 0, 0), (1, *self.shape))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """Alignment as Beam stages. Shape: pairs of sections, two graphs, blocks.
 
 match_sections    pairs     thumbnails -> matches
-place_sections    graph     matches of all pairs -> affines, one of each section (numbers only)
+place_sections    graph     matches of all pairs -> affines, one of each section (numbers only); or,
+                            in causal runs, of one section after the other
+check_order       graph     matches of all pairs -> sections out of order (numbers only)
+measure_frame     sections  tissue through its affine -> how much lies beyond the aligned frame
 render_rough      blocks    montage through its affine -> the volume `rough`
 flow_K, ...       blocks    `rough` -> the volume `mesh`: see `elastic.stage`
 render_image      blocks    tiles, through stitching, affine and mesh at once -> `image`, `mask`
@@ -19,10 +22,14 @@ import numpy as np
 from h01_beam.acquisition.stage import build_checks
 from h01_beam.acquisition.tables import Acquisition
 from h01_beam.alignment.blocks import (
+    FRAME,
     MATCHES,
     MISPLACED,
+    CheckOrder,
     FindTissue,
     MatchThumbnails,
+    MeasureFrame,
+    PlaceNext,
     PlaceSections,
     RenderAligned,
     RenderRough,
@@ -33,13 +40,15 @@ from h01_beam.alignment.frames import (
     AFFINES,
     Everything,
     NodesOfSlice,
+    OfSection,
     OfSlice,
     PairedSection,
+    SectionsBefore,
     Slices,
 )
 from h01_beam.alignment.job import AlignJob
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox
+from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, Region, Triple
 from h01_beam.imaging.downsample import DownsampleConfig, pyramid_specs
 from h01_beam.imaging.stage import build_downsample
 from h01_beam.plan import Read, TableRead
@@ -85,7 +94,7 @@ def build_alignment(
     tissue, levels, affines = _place(root, montage, config, run, after)
     rough, roughs = _render_rough(root, montage, tissue, 2**levels, config, run, affines)
     mesh, meshes = build_elastic(root, rough, stitch.downsample, config, run, [roughs])
-    nominal = float(np.median(acquisition.sections['thickness_nm']))
+    nominal = _nominal_nm(acquisition, config)
     slices = Slices.of(acquisition.sections, nominal)
     factor = stitch.downsample
     specs = {
@@ -103,7 +112,6 @@ def build_alignment(
     cells = frames.cells
     whole = (cells.shape[1], cells.shape[2])
     pitch = config.flow.stride * factor
-    one = BlockGrid(BoundingBox((0, 0, 0), (1, 1, 1)), (1, 1, 1))
     done = root | MapBlocks(
         RenderAligned(frames, stitch, grey_range).with_slices(config, slices),
         stage='render_image',
@@ -112,16 +120,41 @@ def build_alignment(
             'tiles': TableRead(OfSlice(slices), cells),
             'nodes': TableRead(OfSlice(slices, whole), cells),
             'gains': TableRead(OfSlice(slices), cells),
-            'affines': TableRead(Everything(one.bounds), one),
+            'affines': _affines(config, rough.shape[0], OfSlice(slices)),
         },
         writes=dict(specs),
         grid=BlockGrid(specs['image'].bounds, (1, *config.block)),
-        config=[frames, stitch.elastic, factor, grey_range, config.flow.stride, slices],
+        # What depends on all sections does not count: which one a slice shows, its reads tell.
+        config=[
+            dataclasses.replace(frames, sections=1),
+            stitch.elastic,
+            factor,
+            grey_range,
+            config.flow.stride,
+        ],
         run=run,
         after=[meshes],
     )
     build_downsample(root, specs['image'], DownsampleConfig(), run, [done])
     return done
+
+
+def _nominal_nm(acquisition: Acquisition, config: AlignConfig) -> float:
+    """Thickness of one z of the result; of causal runs it must not change with later sections."""
+    thickness = acquisition.sections['thickness_nm']
+    return float(thickness[0] if config.causal else np.median(thickness))
+
+
+def _affines(config: AlignConfig, sections: int, own: Region) -> TableRead:
+    """The table `affines`: by sections in causal runs, else as one part."""
+    if config.causal:
+        return TableRead(own, _by_section(sections))
+    one = BoundingBox((0, 0, 0), (1, 1, 1))
+    return TableRead(Everything(one), BlockGrid(one, (1, 1, 1)))
+
+
+def _by_section(sections: int) -> BlockGrid:
+    return BlockGrid(BoundingBox((0, 0, 0), (sections, 1, 1)), (1, 1, 1))
 
 
 def _place(
@@ -169,17 +202,76 @@ def _place(
         run=run,
         after=[found],
     )
-    placed = root | MapBlocks(
-        PlaceSections(config, montage.shape[0], bounds.shape[1:], 2**levels),
-        stage='place_sections',
+    placed = _place_by_matches(root, montage, tissue, 2**levels, pairs, config, run, [matches])
+    root | MapBlocks(
+        CheckOrder(config, montage.shape[0]),
+        stage='check_order',
         table_reads={'matches': TableRead(Everything(pairs.bounds), pairs)},
-        table_writes={'affines': AFFINES, 'misplaced': MISPLACED},
-        grid=BlockGrid(BoundingBox((0, 0, 0), (1, 1, 1)), (1, 1, 1)),
-        config=[config.coarse, config.margin, montage.shape, levels],
+        table_writes={'misplaced': MISPLACED},
+        grid=_by_section(1),
+        config=[config.coarse.neighbours, montage.shape[0]],
         run=run,
         after=[matches],
     )
+    frame = _aligned_shape(montage, config)[1:]
+    root | MapBlocks(
+        MeasureFrame(2**levels, config.margin, frame),
+        stage='measure_frame',
+        reads={'tissue': Read(tissue, OfSection(tissue.shape[1:]))},
+        table_reads={'affines': _affines(config, montage.shape[0], OfSection())},
+        table_writes={'frame': FRAME},
+        grid=_by_section(montage.shape[0]),
+        config=[2**levels, config.margin, frame],
+        run=run,
+        after=[placed],
+    )
     return tissue, levels, placed
+
+
+def _place_by_matches(
+    root: Any,
+    montage: VolumeSpec,
+    tissue: VolumeSpec,
+    factor: int,
+    pairs: BlockGrid,
+    config: AlignConfig,
+    run: Run,
+    after: Sequence[beam.PCollection],
+) -> beam.PCollection:
+    """All sections at once; in causal runs one after the other, on those before it."""
+    thumbnail = tissue.shape[1:]
+    if not config.causal:
+        return root | MapBlocks(
+            PlaceSections(config, montage.shape[0], thumbnail, factor),
+            stage='place_sections',
+            table_reads={'matches': TableRead(Everything(pairs.bounds), pairs)},
+            table_writes={'affines': AFFINES},
+            grid=_by_section(1),
+            config=[config.coarse, config.margin, montage.shape, factor],
+            run=run,
+            after=after,
+        )
+    neighbours = config.coarse.neighbours
+    return root | MapBlocks(
+        PlaceNext(config, thumbnail, factor),
+        stage='place_sections',
+        reads={'tissue': Read(tissue, OfSection(thumbnail))},
+        table_reads={
+            'matches': TableRead(OfSection((neighbours, 1)), pairs),
+            'affines': SectionsBefore(neighbours),
+        },
+        table_writes={'affines': AFFINES},
+        grid=_by_section(montage.shape[0]),
+        config=[config.coarse, config.margin, thumbnail, factor],
+        chained=True,
+        run=run,
+        after=after,
+    )
+
+
+def _aligned_shape(montage: VolumeSpec, config: AlignConfig) -> Triple:
+    sections, height, width = montage.shape
+    return sections, height + 2 * config.margin, width + 2 * config.margin
 
 
 def _whole_chunks(spec: VolumeSpec) -> tuple[int, int]:
@@ -197,29 +289,20 @@ def _render_rough(
     run: Run,
     after: beam.PCollection,
 ) -> tuple[VolumeSpec, beam.PCollection]:
-    sections, height, width = montage.shape
-    shape = (sections, height + 2 * config.margin, width + 2 * config.margin)
+    shape = _aligned_shape(montage, config)
     rough = dataclasses.replace(montage, uri=run.volume_uri('rough'), shape=shape)
-    one = BoundingBox((0, 0, 0), (1, 1, 1))
     done = root | MapBlocks(
         RenderRough(factor),
         stage='render_rough',
         reads={
-            'montage': Read(montage, _WholeSection(montage.bounds), lazy=True),
-            'tissue': Read(tissue, _WholeSection(tissue.bounds)),
+            'montage': Read(montage, OfSection(montage.shape[1:]), lazy=True),
+            'tissue': Read(tissue, OfSection(tissue.shape[1:])),
         },
-        table_reads={'affines': TableRead(Everything(one), BlockGrid(one, (1, 1, 1)))},
+        table_reads={'affines': _affines(config, montage.shape[0], OfSection())},
         writes={'rough': rough},
         grid=BlockGrid(rough.bounds, (1, 1024, 1024)),
+        config=factor,
         run=run,
         after=[after],
     )
     return rough, done
-
-
-@dataclasses.dataclass(frozen=True)
-class _WholeSection:
-    bounds: BoundingBox
-
-    def __call__(self, block: Any) -> BoundingBox:
-        return BoundingBox((block.core.start[0], 0, 0), (1, *self.bounds.shape[1:]))

@@ -146,7 +146,8 @@ def test_a_causal_mesh_holds_to_earlier_sections_only(small, tile):
     before, _ = in_blocks(early, config, causal=True)
     found, _ = in_blocks(small, config, causal=True)
     assert found[:8].tobytes() == before.tobytes()
-    assert distance(found, chained(small)) < 0.5
+    off = np.sqrt(((found - chained(small)) ** 2).sum(axis=1))
+    assert off.max() < 1 and np.quantile(off, 0.99) < 0.2
 
 
 def test_it_is_deterministic_and_a_block_sees_no_more_than_it_reads(small):
