@@ -437,6 +437,7 @@ class _RenderSlice(RenderAligned):
         affines: Columns,
         mesh: npt.NDArray[np.float32] | None,
         block: Block,
+        damage: Bytes | None = None,
     ) -> BlockResult:
         position = self.slices.positions[block.index[0]]
         blank = np.zeros(block.core.shape, np.uint8)
@@ -451,7 +452,8 @@ class _RenderSlice(RenderAligned):
         grid = CoordinateMap(
             np.ascontiguousarray(mesh[:, 0]), (first[0] * stride, first[1] * stride), stride
         )
-        to_frame = ToFrame(affine_of(affines, position), grid, factor).over(start, shape)
+        maps = ToFrame(affine_of(affines, position), grid, factor)
+        to_frame = maps.over(start, shape)
         places = to_frame.places().reshape(2, -1)
         places = places[:, np.isfinite(places).all(axis=0)]
         if not places.shape[1]:
@@ -466,10 +468,24 @@ class _RenderSlice(RenderAligned):
             )
         )
         image, there = render_montage(placed, (start[0], start[1]), (shape[0], shape[1]))
+        if damage is not None and damage.any():
+            there &= ~self._damaged(damage[0], maps, block)
         return BlockResult(
             arrays={'image': image[None], 'mask': there[None].astype(np.uint8)},
             metrics={'pixels': float(there.sum())},
         )
+
+    def _damaged(self, damage: Bytes, maps: ToFrame, block: Block) -> npt.NDArray[np.bool_]:
+        """Pixels of the block that show what hides tissue, or a gap; `damage` is what it reads."""
+        start, shape = block.core.start[1:], block.core.shape[1:]
+        reach = self.align.mesh_blocks.halo * self.align.flow.stride
+        corner = [max(0, s // self.config.downsample - reach) for s in start]
+        grid = maps.rough_over(start, shape)
+        moved = grid.vectors - np.array(corner, np.float32).reshape(2, 1, 1)
+        seen = warp(damage.astype(np.float32), dataclasses.replace(grid, vectors=moved))
+        y, x = (int(s - g) for s, g in zip(start, grid.start, strict=True))
+        seen = seen.astype(np.float32)[y : y + shape[0], x : x + shape[1]]
+        return np.asarray(seen > 0.25)
 
     def _first_node(self, block: Block) -> tuple[int, int]:
         pitch = self.align.flow.stride * self.config.downsample

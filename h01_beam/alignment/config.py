@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from h01_beam.alignment.coarse import CoarseConfig
+from h01_beam.alignment.discontinuities import DiscontinuityConfig
 from h01_beam.alignment.flow import FlowConfig
 from h01_beam.alignment.lookup import LookupConfig
 from h01_beam.alignment.mesh import MeshConfig
@@ -22,6 +23,7 @@ class AlignConfig:
       flow: between roughly aligned sections.
       mesh: relaxation.
       mesh_blocks: how the mesh is cut.
+      discontinuities: what counts as a fold or a tear; None looks for none.
       causal: whether sections are aligned to those before only, so that sections that are added
         later change none of them.
       tissue: what of a thumbnail is tissue.
@@ -38,6 +40,7 @@ class AlignConfig:
     flow: FlowConfig = FlowConfig()
     mesh: MeshConfig = MeshConfig()
     mesh_blocks: BlocksConfig = BlocksConfig()
+    discontinuities: DiscontinuityConfig | None = DiscontinuityConfig()
     causal: bool = False
     tissue: TissueConfig = TissueConfig()
     thumbnail: int = 1024

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from h01_beam import storage
 from h01_beam.acquisition import figures as acquisition_figures
+from h01_beam.alignment.elastic.damage import join_parts
 from h01_beam.export.finished_run import FinishedRun
 
 INK, ACCENT, SECOND, LINE = '#1c2330', '#3d6fb4', '#c4622d', '#dde2ea'
@@ -27,7 +28,7 @@ def describe_sections(run_path: str) -> list[dict[str, Any]]:
       section: its number; state: 'missing' (no usable tile), 'placed', 'loose' (ties to other
       sections, but not to most), 'unmatched'; reason; tiles and how many are good, suspect, bad or
       missing; cut_off: share of the tissue beyond the aligned frame; loose_tiles and outlier_pairs
-      of stitching; seam_rms_px; matches and their misfit;
+      of stitching; folds and tears, how many; seam_rms_px; matches and their misfit;
       flow_known: share of the nodes; jitter_px: RMS by which the mesh and the flow disagree.
     """
     run = FinishedRun(run_path)
@@ -54,6 +55,8 @@ def describe_sections(run_path: str) -> list[dict[str, Any]]:
                     f'{row["cut_off"]:.2%} of its tissue is cut off: align.margin must be {reach}'
                 )
                 row['reason'] = f'{row["reason"]} {told}'.strip()
+        row |= _damage_of(run, position)
+        row['reason'] = f'{row["reason"]} {row.pop("damage")}'.strip()
         for name in ('tiles', 'good', 'suspect', 'bad', 'missing'):
             row[name] = int(checked[name][position])
         mine = solved['section'] == number
@@ -73,6 +76,21 @@ def describe_sections(run_path: str) -> list[dict[str, Any]]:
         row['jitter_px'] = round(math.sqrt(squares / compared), 3) if compared else None
         rows.append(row)
     return rows
+
+
+def _damage_of(run: FinishedRun, position: int) -> dict[str, Any]:
+    """How many folds and tears a section has, and how to say so."""
+    if run.manifest['config']['align']['discontinuities'] is None:
+        return {'folds': None, 'tears': None, 'damage': ''}
+    config = run.manifest['config']
+    pitch = config['align']['flow']['stride'] * config['stitch']['downsample']
+    lines = join_parts(run.all_rows('damage'), position, 3 * pitch)
+    micrometres = config['tiles']['pixel_nm'] / 1000
+    told = [f'a {kind} of {extent * micrometres:.1f} um' for kind, extent in lines]
+    kinds = [kind for kind, _ in lines]
+    return {
+        'folds': kinds.count('fold'), 'tears': kinds.count('tear'), 'damage': ', '.join(told),
+    }  # fmt: skip
 
 
 def figures(run_path: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -94,24 +95,39 @@ class ToFrame:
     def __call__(self, points: Reals) -> Reals:
         """Maps points, (2, ...) y and x; beyond the last nodes vectors are those of the border."""
         half = (self.downsample - 1) / 2
+        rough = self.rough(points)
+        back = invert_affine(self.affine)
+        shift = back[:, 2].reshape((2,) + (1,) * (points.ndim - 1))
+        return (np.tensordot(back[:, :2], rough, axes=1) + shift) * self.downsample + half
+
+    def rough(self, points: Reals) -> Reals:
+        """Where points are found in the roughly aligned section, in its pixels."""
+        half = (self.downsample - 1) / 2
         places = (points - half) / self.downsample
         ends = (2,) + (1,) * (points.ndim - 1)
         first = np.reshape(self.mesh.start, ends)
         last = first + (np.reshape(self.mesh.shape, ends) - 1) * self.mesh.stride
         inside = np.clip(places, first, last)
-        rough = places + (self.mesh(inside) - inside)
-        back = invert_affine(self.affine)
-        shift = back[:, 2].reshape((2,) + (1,) * (points.ndim - 1))
-        return (np.tensordot(back[:, :2], rough, axes=1) + shift) * self.downsample + half
+        return places + (self.mesh(inside) - inside)
 
     def over(self, start: tuple[int, int], shape: tuple[int, int]) -> CoordinateMap:
         """The map on a lattice that does not depend on the box of pixels that it covers."""
+        return self._on_lattice(self, start, shape)
+
+    def rough_over(self, start: tuple[int, int], shape: tuple[int, int]) -> CoordinateMap:
+        """The map to the roughly aligned section, on the same lattice."""
+        return self._on_lattice(self.rough, start, shape)
+
+    @staticmethod
+    def _on_lattice(
+        places: Callable[[Reals], Reals], start: tuple[int, int], shape: tuple[int, int]
+    ) -> CoordinateMap:
         low = [math.floor(s / RENDER_STRIDE) for s in start]
         high = [math.ceil((s + n) / RENDER_STRIDE) for s, n in zip(start, shape, strict=True)]
         first = (float(low[0] * RENDER_STRIDE), float(low[1] * RENDER_STRIDE))
         nodes = (high[0] - low[0] + 1, high[1] - low[1] + 1)
         points = grid_points(first, RENDER_STRIDE, nodes)
-        return CoordinateMap((self(points) - points).astype(np.float32), first, RENDER_STRIDE)
+        return CoordinateMap((places(points) - points).astype(np.float32), first, RENDER_STRIDE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,12 +196,38 @@ class NodesOfSlice:
 
 
 @dataclasses.dataclass(frozen=True)
+class PixelsOfSlice:
+    """The pixels of a roughly aligned section that a block of the aligned volume may show.
+
+    Attributes:
+      slices: which section that is.
+      factor: full-size pixels to one of the rough section.
+      reach: pixels of it that the mesh leads away at most.
+      bounds: of the rough sections.
+    """
+
+    slices: Slices
+    factor: int
+    reach: int
+    bounds: BoundingBox
+
+    def __call__(self, block: Block) -> BoundingBox | None:
+        position = self.slices.positions[block.index[0]]
+        if position < 0:
+            return None
+        low = [s // self.factor - self.reach for s in block.core.start[1:]]
+        high = [-(-e // self.factor) + self.reach for e in block.core.end[1:]]
+        box = BoundingBox.from_bounds((position, low[0], low[1]), (position + 1, high[0], high[1]))
+        return box.intersection(self.bounds)
+
+
+@dataclasses.dataclass(frozen=True)
 class Shifted:
     """The box of a block in another section of a volume.
 
     Attributes:
       bounds: of the volume.
-      back: sections before the block's own.
+      back: sections before the block's own; those behind it are negative.
       scale: voxels of the volume to one of the block's grid, y and x.
       halo: voxels of the volume around, y and x.
     """
@@ -197,7 +239,7 @@ class Shifted:
 
     def __call__(self, block: Block) -> BoundingBox | None:
         z = block.core.start[0] - self.back
-        if z < self.bounds.start[0]:
+        if not self.bounds.start[0] <= z < self.bounds.end[0]:
             return None
         low = [s * self.scale - self.halo for s in block.core.start[1:]]
         high = [e * self.scale + self.halo for e in block.core.end[1:]]

@@ -43,6 +43,7 @@ from h01_beam.alignment.frames import (
     OfSection,
     OfSlice,
     PairedSection,
+    PixelsOfSlice,
     SectionsBefore,
     Slices,
 )
@@ -93,7 +94,7 @@ def build_alignment(
     montage = montage_spec(acquisition, frames, stitch, run)
     tissue, levels, affines = _place(root, montage, config, run, after)
     rough, roughs = _render_rough(root, montage, tissue, 2**levels, config, run, affines)
-    mesh, meshes = build_elastic(root, rough, stitch.downsample, config, run, [roughs])
+    mesh, damage, meshes = build_elastic(root, rough, stitch.downsample, config, run, [roughs])
     nominal = _nominal_nm(acquisition, config)
     slices = Slices.of(acquisition.sections, nominal)
     factor = stitch.downsample
@@ -112,10 +113,14 @@ def build_alignment(
     cells = frames.cells
     whole = (cells.shape[1], cells.shape[2])
     pitch = config.flow.stride * factor
+    reads = {'mesh': Read(mesh, NodesOfSlice(slices, pitch, mesh.bounds))}
+    if damage is not None:
+        reach = config.mesh_blocks.halo * config.flow.stride
+        reads['damage'] = Read(damage, PixelsOfSlice(slices, factor, reach, damage.bounds))
     done = root | MapBlocks(
         RenderAligned(frames, stitch, grey_range).with_slices(config, slices),
         stage='render_image',
-        reads={'mesh': Read(mesh, NodesOfSlice(slices, pitch, mesh.bounds))},
+        reads=reads,
         table_reads={
             'tiles': TableRead(OfSlice(slices), cells),
             'nodes': TableRead(OfSlice(slices, whole), cells),

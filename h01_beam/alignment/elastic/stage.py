@@ -1,6 +1,9 @@
 """Elastic alignment as Beam stages. Shape: blocks, by levels and sweeps.
 
 flow_K              blocks    `rough` of a section and of the K-th before -> the volume `flow_K`
+find_damage         blocks    flow of a section, and its image -> the volumes `sheets` and
+                              `damage`, the table `damage`
+coarsen_sheets_F    blocks    sheets of a level -> of the next coarser
 coarsen_flow_F      blocks    flow of a level -> of the next coarser, one node in place of four
 relax_mesh_F_S      blocks    flow, and vectors of the sweep before -> the volume `mesh_F_S`
 measure_links       blocks    vectors and flow -> the table `links`
@@ -19,7 +22,15 @@ import apache_beam as beam
 
 from h01_beam.alignment.blocks import EstimateFlow, flow_halo
 from h01_beam.alignment.config import AlignConfig
-from h01_beam.alignment.elastic.blocks import LINKS, CoarsenFlow, MeasureLinks, RelaxMesh
+from h01_beam.alignment.discontinuities import DiscontinuityConfig
+from h01_beam.alignment.elastic.blocks import (
+    LINKS,
+    CoarsenFlow,
+    CoarsenSheets,
+    MeasureLinks,
+    RelaxMesh,
+)
+from h01_beam.alignment.elastic.damage import DAMAGE, HALO, FindDamage, flow_name
 from h01_beam.alignment.elastic.regions import (
     AroundNodes,
     CoarserNodes,
@@ -29,9 +40,9 @@ from h01_beam.alignment.elastic.regions import (
     ReadNodes,
 )
 from h01_beam.alignment.frames import Shifted
-from h01_beam.alignment.mesh_blocks import MeshGrid, plan_levels
+from h01_beam.alignment.mesh_blocks import HALVING, MeshGrid, plan_levels
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid
+from h01_beam.geometry import BlockGrid, CoreBox
 from h01_beam.plan import Read, Write
 from h01_beam.run import Run
 from h01_beam.volume import VolumeSpec
@@ -46,7 +57,7 @@ def build_elastic(
     config: AlignConfig,
     run: Run,
     after: Records,
-) -> tuple[VolumeSpec, beam.PCollection]:
+) -> tuple[VolumeSpec, VolumeSpec | None, beam.PCollection]:
     """Adds the stages from roughly aligned sections to the vectors of the mesh.
 
     Args:
@@ -58,10 +69,17 @@ def build_elastic(
       after: the stages that make `rough`.
 
     Returns:
-      the volume `mesh`, aligned -> rough, pixels of the montage; and its block records.
+      the volume `mesh`, aligned -> rough, pixels of the montage; `damage`, pixels of `rough` that
+      show folds and gaps, or None if it was not asked for; block records of all.
     """
     flows, done = _estimate_flow(root, rough, config, run, after)
-    mesh, meshes = _relax(root, flows, config, run, done)
+    levels, damage = [flows], None
+    if config.discontinuities is not None:
+        sheets, damage, found = _find_damage(
+            root, rough, flows, downsample, config, config.discontinuities, run, done
+        )
+        levels, done = [{**flows, 'sheets': sheets}], [*done, found]
+    mesh, meshes = _relax(root, levels, config, run, done)
     halo = config.mesh_blocks.halo
     region = AroundNodes(mesh.bounds, halo, config.neighbours)
     stride = config.flow.stride
@@ -78,7 +96,49 @@ def build_elastic(
         run=run,
         after=[meshes],
     )
-    return mesh, meshes
+    return mesh, damage, meshes
+
+
+def _find_damage(
+    root: Any,
+    rough: VolumeSpec,
+    flows: Mapping[str, VolumeSpec],
+    downsample: int,
+    config: AlignConfig,
+    wanted: DiscontinuityConfig,
+    run: Run,
+    after: Records,
+) -> tuple[VolumeSpec, VolumeSpec, beam.PCollection]:
+    stride, flow = config.flow.stride, flows['flow_1']
+    sheets = dataclasses.replace(flow, uri=run.volume_uri('sheets'), channels=2)
+    unit = tuple(n * stride for n in flow.chunk[1:])
+    damage = dataclasses.replace(
+        rough, uri=run.volume_uri('damage'), chunk=(1, unit[0], unit[1]), kind='segmentation'
+    )
+    reads = {'rough': Read(rough, Shifted(rough.bounds, 0, stride, HALO * stride))}
+    for back in range(1, config.neighbours + 1):
+        # A causal run must not know of later sections.
+        for later in (False,) if config.causal else (False, True):
+            shift = -back if later else 0
+            reads[flow_name(back, later)] = Read(
+                flows[f'flow_{back}'], Shifted(flow.bounds, shift, 1, HALO)
+            )
+    done = root | MapBlocks(
+        FindDamage(wanted, Shifted(flow.bounds, 0, 1, HALO), stride, downsample),
+        stage='find_damage',
+        reads=reads,
+        writes={
+            'sheets': sheets,
+            'damage': Write(damage, CoreBox((1, stride, stride), rough.bounds),
+                            BlockGrid(rough.bounds, damage.chunk)),
+        },
+        table_writes={'damage': DAMAGE},
+        grid=BlockGrid(flow.bounds, flow.chunk),
+        config=[wanted, stride, downsample, config.neighbours],
+        run=run,
+        after=after,
+    )  # fmt: skip
+    return sheets, damage, done
 
 
 def _estimate_flow(
@@ -119,20 +179,31 @@ def _estimate_flow(
 
 
 def _relax(
-    root: Any, flows: Mapping[str, VolumeSpec], config: AlignConfig, run: Run, after: Records
+    root: Any,
+    levels: list[dict[str, VolumeSpec]],
+    config: AlignConfig,
+    run: Run,
+    after: Records,
 ) -> tuple[VolumeSpec, beam.PCollection]:
-    """All levels, coarsest first; each begins with what the one before found."""
-    first = flows['flow_1']
+    """All levels, coarsest first; each begins with what the one before found.
+
+    Args:
+      root: the pipeline.
+      levels: flow and sheets at all nodes; coarser ones are added.
+      config: of alignment.
+      run: the run.
+      after: the stages that make them.
+    """
+    first = levels[0]['flow_1']
     grids = plan_levels(
         first.shape, config.mesh_blocks, reach=config.neighbours, causal=config.causal
     )
-    levels, waits = [flows], [after]
+    waits = after
     for grid in grids[-2::-1]:
-        coarse, done = _coarsen(root, levels[-1], grid, config, run, waits[-1])
+        coarse, waits = _coarsen(root, levels[-1], grid, config, run, waits)
         levels.append(coarse)
-        waits.append([done])
+        after = [*after, *waits]
     before: VolumeSpec | None = None
-    after = [record for wait in waits for record in wait]
     for grid, level in zip(grids, levels[::-1], strict=True):
         for sweep in range(grid.sweeps):
             last = grid is grids[-1] and sweep == grid.sweeps - 1
@@ -169,21 +240,37 @@ def _coarsen(
     config: AlignConfig,
     run: Run,
     after: Records,
-) -> tuple[dict[str, VolumeSpec], beam.PCollection]:
+) -> tuple[dict[str, VolumeSpec], Records]:
     specs = {
-        name: _level_spec(spec, grid, f'{name}_x{grid.factor}', 3, config, run)
+        name: _level_spec(spec, grid, f'{name}_x{grid.factor}', spec.channels, config, run)
         for name, spec in fine.items()
     }
-    some = next(iter(fine.values()))
-    done = root | MapBlocks(
-        CoarsenFlow(),
-        stage=f'coarsen_flow_{grid.factor}',
-        reads={name: Read(spec, FinerNodes(some.bounds)) for name, spec in fine.items()},
-        writes=dict(specs),
-        grid=BlockGrid(specs['flow_1'].bounds, (1, *grid.cut[1:])),
-        run=run,
-        after=after,
-    )
+    bounds = fine['flow_1'].bounds
+    blocks = BlockGrid(specs['flow_1'].bounds, (1, *grid.cut[1:]))
+    names = [name for name in fine if name != 'sheets']
+    done = [
+        root
+        | MapBlocks(
+            CoarsenFlow(),
+            stage=f'coarsen_flow_{grid.factor}',
+            reads={name: Read(fine[name], FinerNodes(bounds)) for name in names},
+            writes={name: specs[name] for name in names},
+            grid=blocks,
+            run=run,
+            after=after,
+        )
+    ]
+    if 'sheets' in fine:
+        sheets = root | MapBlocks(
+            CoarsenSheets(),
+            stage=f'coarsen_sheets_{grid.factor}',
+            reads={'sheets': Read(fine['sheets'], FinerNodes(bounds, HALVING))},
+            writes={'sheets': specs['sheets']},
+            grid=blocks,
+            run=run,
+            after=after,
+        )
+        done.append(sheets)
     return specs, done
 
 
