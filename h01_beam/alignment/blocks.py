@@ -390,15 +390,13 @@ class EstimateFlow:
         unknown[2] = 0
         if fixed is None or moving is None or not fixed.any() or not moving.any():
             return BlockResult(arrays={'flow': unknown})
-        flow = estimate_flow(fixed[0], moving[0], fixed[0] > 0, moving[0] > 0, flow_config)
-        start = [
-            s * flow_config.stride - max(0, s * flow_config.stride - flow_halo(self.config))
-            for s in block.core.start[1:]
-        ]
-        y, x = (
-            slice(s // flow_config.stride, s // flow_config.stride + n)
-            for s, n in zip(start, block.core.shape[1:], strict=True)
-        )
+        stride = flow_config.stride
+        start = [s - max(0, s - flow_halo(self.config) // stride) for s in block.core.start[1:]]
+        y, x = (slice(s, s + n) for s, n in zip(start, block.core.shape[1:], strict=True))
+        flow = estimate_flow(
+            fixed[0], moving[0], fixed[0] > 0, moving[0] > 0, flow_config,
+            (slice(y.start * stride, y.stop * stride), slice(x.start * stride, x.stop * stride)),
+        )  # fmt: skip
         weight = np.where(flow.known, np.clip(flow.peak, 0, 1) ** 2, 0)
         found = np.stack([*flow.map.vectors, weight])[:, y, x]
         h, w = found.shape[1:]
@@ -411,7 +409,7 @@ class EstimateFlow:
 def flow_halo(config: AlignConfig) -> int:
     """Pixels that a block of flow reads around: its reach, in steps that keep the nodes."""
     unit = config.flow.stride * max(level.downsample for level in config.flow.levels)
-    return -(-min(config.flow.reach, 4 * unit + 160) // unit) * unit
+    return -(-config.flow.reach // unit) * unit
 
 
 class RenderAligned(StitchBlock):
