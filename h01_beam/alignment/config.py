@@ -40,7 +40,8 @@ class AlignConfig:
     flow: FlowConfig = FlowConfig()
     mesh: MeshConfig = MeshConfig()
     mesh_blocks: BlocksConfig = BlocksConfig()
-    discontinuities: DiscontinuityConfig | None = DiscontinuityConfig()
+    # A report of damage that there is not is worse than one that leaves a short crack out.
+    discontinuities: DiscontinuityConfig | None = DiscontinuityConfig(min_length=12.0)
     causal: bool = False
     tissue: TissueConfig = TissueConfig()
     thumbnail: int = 1024

@@ -133,7 +133,7 @@ def find_discontinuities(
     )
     if not _perhaps(jump, certainty, config):
         return _nothing(flows.shape[2:], mask)
-    dark = find_dark_bands(image, mask, stride, config.darkness)
+    dark = _find_dark(image, mask, stride, config.darkness)
     lines = _trace(jump, certainty, _at_nodes(dark, flows.shape[2:], stride), config)
     cut_y, cut_x = _cuts(lines, certainty.shape[1:])
     pieces, cut_y, cut_x = _pieces(lines, cut_y, cut_x, config)
@@ -146,7 +146,28 @@ def find_discontinuities(
 def _perhaps(jump: Reals, certainty: Reals, config: DiscontinuityConfig) -> bool:
     """Whether a line might be found if there were a dark band all over: it takes long to look."""
     size = np.sqrt((jump**2).sum(axis=1))
-    return bool(((size >= config.min_jump / 2) & (certainty >= config.min_certainty / 2)).any())
+    likely = ((size >= config.min_jump / 2) & (certainty >= config.min_certainty / 2)).any(axis=0)
+    groups, _ = ndimage.label(ndimage.binary_dilation(likely), np.ones((3, 3)))
+    # A line may leave gaps: half of its length is enough to look closer.
+    return any(
+        np.hypot(y.stop - y.start, x.stop - x.start) >= config.min_length / 2
+        for y, x in ndimage.find_objects(groups)
+    )
+
+
+def _find_dark(
+    image: npt.NDArray[np.generic], mask: Bools, stride: float, darkness: float
+) -> Bools:
+    """Dark bands, looked for with as many pixels as they need: a piece is 8 long at least."""
+    factor = max(1, int(stride // 8))
+    if factor == 1:
+        return find_dark_bands(image, mask, stride, darkness)
+    h, w = (-(-n // factor) for n in mask.shape)
+    small = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
+    there = cv2.resize(mask.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST) > 0
+    bands = find_dark_bands(small, there, stride / factor, darkness)
+    size = (mask.shape[1], mask.shape[0])
+    return mask & (cv2.resize(bands.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0)
 
 
 def _nothing(shape: tuple[int, ...], mask: Bools) -> Discontinuities:

@@ -278,7 +278,8 @@ def relax_block(
       config: of the mesh.
       pixel_nm: side of a pixel.
       sheets: of `sheets_of_block`; None for whole ones.
-      settled: whether `start` is near: found by a coarser level, or an earlier sweep.
+      settled: whether `start` is near: found by an earlier sweep. What a coarser level found is
+        not: detail that it does not show would count as outliers.
 
     Returns:
       (sections, 2, h, w) vectors of what the block reads; the same as before where not free.
@@ -352,9 +353,7 @@ def relax_in_blocks(
             vectors = refine_vectors(vectors, HALVING, level.shape[1:])
         changes = []
         for sweep in range(grid.sweeps):
-            after = relax_sweep(
-                grid, level, vectors, sweep, pixel_nm, sweep > 0 or grid is not grids[0]
-            )
+            after = relax_sweep(grid, level, vectors, sweep, pixel_nm)
             changes.append(float(np.sqrt(((after - vectors) ** 2).sum(axis=1)).max(initial=0)))
             vectors = after
     assert vectors is not None
@@ -362,7 +361,7 @@ def relax_in_blocks(
 
 
 def relax_sweep(
-    grid: MeshGrid, mesh: MeshLevel, before: Reals, sweep: int, pixel_nm: float, settled: bool
+    grid: MeshGrid, mesh: MeshLevel, before: Reals, sweep: int, pixel_nm: float
 ) -> Reals:
     """Relaxes all blocks of a sweep; (sections, 2, h, w) before and after."""
     after = before.copy()
@@ -375,7 +374,7 @@ def relax_sweep(
             start[:-1, :, own_y, own_x] = after[z, :, y, x][:-1]
         moved = relax_block(
             block, links_of_block(mesh.links, block), start, mesh.stride, mesh.config,
-            pixel_nm=pixel_nm, sheets=sheets_of_block(mesh.sheets, block), settled=settled,
+            pixel_nm=pixel_nm, sheets=sheets_of_block(mesh.sheets, block), settled=sweep > 0,
         )  # fmt: skip
         own = slice(*block.own[0])
         after[own, :, y, x] = moved[block.own_in_read]

@@ -133,7 +133,7 @@ class RelaxMesh:
         moved = relax_block(
             local, links_of_block(split_links(flows), local), start, self.stride, config,
             pixel_nm=self.pixel_nm, sheets=None if sheets is None else as_sheets(sheets),
-            settled=before is not None,
+            settled=before is not None and self.coarser is None,
         )[mine.own_in_read]  # fmt: skip
         change = moved - start[mine.own_in_read]
         return BlockResult(
