@@ -77,6 +77,8 @@ class MapBlocks(beam.PTransform):
       model_hash: SHA-256 of the model, if one is used.
       version: raise it when the code changes in a way that changes results.
       concurrency: blocks that one process works on at once.
+      chained: blocks of one column run one after the other along z: each may read what those
+        before it wrote, volumes and rows of this very stage.
       after: PCollections to wait for.
 
     Raises:
@@ -98,6 +100,7 @@ class MapBlocks(beam.PTransform):
         model_hash: str = '',
         version: int = 1,
         concurrency: int = 1,
+        chained: bool = False,
         after: Sequence[beam.PCollection] = (),
     ):
         super().__init__(label=stage)
@@ -123,21 +126,24 @@ class MapBlocks(beam.PTransform):
             table_writes=self._table_writes,
             config=config_lib.fingerprint([stage, version, config, model_hash]),
             concurrency=concurrency,
+            chained=chained,
             run=run,
         )
-        self._grid = grid
+        self._grid, self._chained = grid, chained
         self._stage = stage
         config_hash = self._process.config_hash
         run.plans.append(
             plan.plan_stage(
-                function, stage, grid, self._reads, self._writes, concurrency, run, config_hash
+                function, stage, grid, self._reads, self._writes, concurrency, run, config_hash,
+                chained=chained,
             )
-        )
+        )  # fmt: skip
 
     def expand(self, root: Any) -> beam.PCollection:
         if not self._run.dry_run:
             self._create_outputs()
-        count = len(self._grid)
+        # Of a chain, the first block of each column stands for all of it.
+        count = len(self._grid) // (self._grid.shape[0] if self._chained else 1)
         ranges = [(i, min(i + RANGE, count)) for i in range(0, count, RANGE)]
         start = root | 'Ranges' >> beam.Create(ranges, reshuffle=False)
         if self._after:
@@ -207,6 +213,7 @@ class _ProcessBlocks(beam.DoFn):
         table_writes: Mapping[str, tables.Schema],
         config: str,
         concurrency: int,
+        chained: bool,
         run: Run,
     ):
         self._function = function
@@ -219,6 +226,7 @@ class _ProcessBlocks(beam.DoFn):
         self._table_writes = table_writes
         self.config_hash = config
         self._concurrency = concurrency
+        self._chained = chained
         # Only the path is needed on a worker: a Run holds PCollections, which do not travel.
         self._run_path = run.path
         self._wants_block = 'block' in inspect.signature(function).parameters
@@ -243,6 +251,10 @@ class _ProcessBlocks(beam.DoFn):
         self._pending: list[concurrent.futures.Future[dict[str, Any]]] = []
 
     def process(self, linear: int) -> Iterator[dict[str, Any]]:
+        if self._chained:
+            for block in range(linear, len(self._grid), len(self._grid) // self._grid.shape[0]):
+                yield self._count(self._process_block(block))
+            return
         if self._concurrency == 1:
             yield self._count(self._process_block(linear))
             return

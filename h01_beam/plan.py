@@ -88,6 +88,8 @@ def plan_stage(
     concurrency: int,
     run: Run,
     config_hash: str,
+    *,
+    chained: bool = False,
 ) -> StagePlan:
     """Checks a stage and says what it would cost.
 
@@ -100,7 +102,8 @@ def plan_stage(
         run.resources.check_reachable(f'stage {stage}: {name!r}', item.spec.path)
     _check_halo(stage, grid)
     _check_bounds(stage, grid, items)
-    _check_disjoint(stage, reads, writes)
+    own = {write.spec for write in writes.values()} if chained else set()
+    _check_disjoint(stage, {n: r for n, r in reads.items() if r.spec not in own}, writes)
     for name, write in writes.items():
         _check_alignment(stage, name, write.spec, write.grid or grid)
         _check_ownership(stage, name, Volume.check(write.spec))

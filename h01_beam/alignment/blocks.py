@@ -10,18 +10,21 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from h01_beam.alignment.causal import place_next
 from h01_beam.alignment.coarse import Match, place_sections
 from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.flow import estimate_flow
 from h01_beam.alignment.frames import (
+    AFFINES,
     RENDER_STRIDE,
     Slices,
     ToFrame,
     affine_of,
+    reduce_affine,
     rescale_affine,
+    state_of,
 )
 from h01_beam.alignment.maps import CoordinateMap, compose, from_affine, invert_affine, warp
-from h01_beam.alignment.mesh import Link, relax
 from h01_beam.alignment.order import OrderConfig, check_order
 from h01_beam.alignment.pairs import Thumbnail, find_match
 from h01_beam.geometry import Block, BoundingBox, Triple
@@ -51,17 +54,8 @@ MATCHES = Schema(
 )
 # Sections that look as if they stood elsewhere in the stack; see `h01_beam.alignment.order`.
 MISPLACED = Schema({'section': 'int64', 'better': 'int64', 'evidence': 'float64'})
-# How well the flow between two sections is known, and how far the mesh is from it: share of the
-# nodes that show tissue, correlation, RMS in full-size pixels.
-LINKS = Schema(
-    {
-        'first': 'int64',
-        'second': 'int64',
-        'known': 'float64',
-        'weight': 'float64',
-        'misfit': 'float64',
-    }
-)
+# Share of a section's tissue beyond the aligned frame; `align.margin` at which there were none.
+FRAME = Schema({'section': 'int64', 'cut_off': 'float64', 'margin': 'int64'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,14 +172,117 @@ class PlaceSections:
             f'sections_{state}': float((states == state).sum())
             for state in ('placed', 'loose', 'unmatched')
         }
+        return BlockResult(rows={'affines': rows}, metrics=metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaceNext:
+    """The affine map of one section, laid on those before it; see `causal`.
+
+    Attributes:
+      config: of alignment.
+      thumbnail: h and w of a thumbnail.
+      factor: pixels of the montage to one of the thumbnail.
+    """
+
+    config: AlignConfig
+    thumbnail: tuple[int, int]
+    factor: int
+
+    def __call__(
+        self, tissue: Bytes, matches: Columns, affines: Columns, block: Block
+    ) -> BlockResult:
+        section, margin = block.index[0], self.config.margin
+        states = dict(zip(affines['section'], affines['state'], strict=True)) if affines else {}
+        groups = dict(zip(affines['section'], affines['group'], strict=True)) if affines else {}
+        placed = {
+            z: reduce_affine(affine_of(affines, z), self.factor, margin)
+            for z, state in states.items()
+            if state == 'placed'
+        }
+        centre = ((self.thumbnail[0] - 1) / 2, (self.thumbnail[1] - 1) / 2)
+        found = place_next(section, split_matches(matches), placed, centre, self.config.coarse)
+        state, group = 'placed', section
+        if found is not None:
+            group = groups[max(placed)]
+        elif placed or not tissue.any():
+            state, group = 'unmatched', -1
+        affine = np.eye(2, 3) if found is None else found.affine
+        names = ('yy', 'yx', 'y1', 'xy', 'xx', 'x1')
+        values = rescale_affine(affine, self.factor, margin).ravel()
+        misfit = np.nan if found is None else found.misfit * self.factor
+        row = {
+            'section': section,
+            **dict(zip(names, values.tolist(), strict=True)),
+            'group': group,
+            'matches': 0 if found is None else found.matches,
+            'misfit': misfit,
+            'state': state,
+        }
+        rows = {name: np.array([value], AFFINES.empty()[name].dtype) for name, value in row.items()}
+        return BlockResult(rows={'affines': rows}, metrics={f'sections_{state}': 1.0})
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckOrder:
+    """Sections that look as if they stood elsewhere in the stack; numbers only.
+
+    Attributes:
+      config: of alignment.
+      sections: their number.
+    """
+
+    config: AlignConfig
+    sections: int
+
+    def __call__(self, matches: Columns) -> BlockResult:
         order = OrderConfig(neighbours=max(2, self.config.coarse.neighbours))
-        misplaced = check_order(self.sections, found, order)
+        misplaced = check_order(self.sections, list(split_matches(matches)), order)
         told = {
             name: np.array([getattr(m, name) for m in misplaced], dtype)
             for name, dtype in MISPLACED.columns.items()
         }
-        metrics['sections_misplaced'] = float(len(misplaced))
-        return BlockResult(rows={'affines': rows, 'misplaced': told}, metrics=metrics)
+        return BlockResult(
+            rows={'misplaced': told}, metrics={'sections_misplaced': float(len(misplaced))}
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureFrame:
+    """How much of a section's tissue lies beyond the aligned frame, on its thumbnail.
+
+    Attributes:
+      factor: pixels of the montage to one of the thumbnail.
+      margin: of the frame, pixels of the montage.
+      frame: y and x pixels of the aligned frame.
+    """
+
+    factor: int
+    margin: int
+    frame: tuple[int, int]
+
+    def working_bytes(self, read_shape: Triple) -> int:
+        return 100 * math.prod(read_shape)
+
+    def __call__(self, tissue: Bytes, affines: Columns, block: Block) -> BlockResult:
+        position = block.index[0]
+        points = np.argwhere(tissue[0] > 0).T.astype(np.float64)
+        if state_of(affines, position) != 'placed' or not points.shape[1]:
+            return BlockResult()
+        affine = affine_of(affines, position)
+        there = affine[:, :2] @ (self.factor * points + (self.factor - 1) / 2) + affine[:, 2:]
+        last = np.array(self.frame, np.float64)[:, None] - 1
+        beyond = np.maximum(-there, there - last).max(axis=0)
+        cut = float((beyond > 0).mean())
+        row = {
+            'section': np.array([position]),
+            'cut_off': np.array([cut]),
+            'margin': np.array([math.ceil(self.margin + max(0.0, float(beyond.max())))]),
+        }
+        return BlockResult(
+            rows={'frame': row},
+            metrics={'peak_cut_off': cut, 'peak_margin_needed': float(row['margin'][0])},
+        )
 
 
 def split_matches(matches: Columns) -> list[Match]:
@@ -228,7 +325,7 @@ class RenderRough:
     def __call__(self, montage: Any, tissue: Bytes, affines: Columns, block: Block) -> BlockResult:
         nothing = BlockResult(arrays={'rough': np.zeros(block.core.shape, np.uint8)})
         position = block.core.start[0]
-        if affines['state'][position] != 'placed':
+        if state_of(affines, position) != 'placed':
             return nothing
         back = invert_affine(affine_of(affines, position))
         start, shape = block.core.start[1:], block.core.shape[1:]
@@ -293,15 +390,13 @@ class EstimateFlow:
         unknown[2] = 0
         if fixed is None or moving is None or not fixed.any() or not moving.any():
             return BlockResult(arrays={'flow': unknown})
-        flow = estimate_flow(fixed[0], moving[0], fixed[0] > 0, moving[0] > 0, flow_config)
-        start = [
-            s * flow_config.stride - max(0, s * flow_config.stride - flow_halo(self.config))
-            for s in block.core.start[1:]
-        ]
-        y, x = (
-            slice(s // flow_config.stride, s // flow_config.stride + n)
-            for s, n in zip(start, block.core.shape[1:], strict=True)
-        )
+        stride = flow_config.stride
+        start = [s - max(0, s - flow_halo(self.config) // stride) for s in block.core.start[1:]]
+        y, x = (slice(s, s + n) for s, n in zip(start, block.core.shape[1:], strict=True))
+        flow = estimate_flow(
+            fixed[0], moving[0], fixed[0] > 0, moving[0] > 0, flow_config,
+            (slice(y.start * stride, y.stop * stride), slice(x.start * stride, x.stop * stride)),
+        )  # fmt: skip
         weight = np.where(flow.known, np.clip(flow.peak, 0, 1) ** 2, 0)
         found = np.stack([*flow.map.vectors, weight])[:, y, x]
         h, w = found.shape[1:]
@@ -314,55 +409,7 @@ class EstimateFlow:
 def flow_halo(config: AlignConfig) -> int:
     """Pixels that a block of flow reads around: its reach, in steps that keep the nodes."""
     unit = config.flow.stride * max(level.downsample for level in config.flow.levels)
-    return -(-min(config.flow.reach, 4 * unit + 160) // unit) * unit
-
-
-@dataclasses.dataclass(frozen=True)
-class RelaxMesh:
-    """Vectors of all nodes of all sections, aligned -> rough.
-
-    Attributes:
-      config: of alignment.
-      pixel_nm: of the montage.
-      downsample: of the montage.
-    """
-
-    config: AlignConfig
-    pixel_nm: float
-    downsample: int
-
-    def working_bytes(self, read_shape: Triple) -> int:
-        # Vectors, pulls, weights and search directions, in float64, for each node.
-        return 400 * math.prod(read_shape)
-
-    def __call__(self, block: Block, **flows: npt.NDArray[np.float32]) -> BlockResult:
-        sections, h, w = block.core.shape
-        links = []
-        for name, flow in flows.items():
-            back = int(name.rpartition('_')[2])
-            for z in range(back, sections):
-                if np.isfinite(flow[0, z]).any():
-                    links.append(Link(z, z - back, flow[:2, z], flow[2, z]))
-        vectors, misfit = relax(
-            (sections, h, w), links, self.config.flow.stride, self.config.mesh,
-            pixel_nm=self.pixel_nm,
-        )  # fmt: skip
-        rows = [
-            (
-                link.first,
-                link.second,
-                float(np.isfinite(link.vectors[0]).mean()),
-                float(link.weight[link.weight > 0].mean()),
-                self.downsample * float(np.sqrt(np.nanmean(rest**2))),
-            )
-            for link, rest in zip(links, misfit, strict=True)
-        ]
-        columns = [np.array(c) for c in zip(*rows, strict=True)] or [np.empty(0)] * 5
-        return BlockResult(
-            arrays={'mesh': vectors.astype(np.float32).transpose(1, 0, 2, 3)},
-            rows={'links': dict(zip(LINKS.columns, columns, strict=True))},
-            metrics={'links': float(len(links))},
-        )
+    return -(-config.flow.reach // unit) * unit
 
 
 class RenderAligned(StitchBlock):
@@ -388,13 +435,14 @@ class _RenderSlice(RenderAligned):
         affines: Columns,
         mesh: npt.NDArray[np.float32] | None,
         block: Block,
+        damage: Bytes | None = None,
     ) -> BlockResult:
         position = self.slices.positions[block.index[0]]
         blank = np.zeros(block.core.shape, np.uint8)
         nothing = BlockResult(arrays={'image': blank, 'mask': blank})
         if position < 0 or mesh is None or not length(nodes):
             return nothing
-        if affines['state'][position] != 'placed':
+        if state_of(affines, position) != 'placed':
             return nothing
         start, shape = block.core.start[1:], block.core.shape[1:]
         stride, factor = self.align.flow.stride, self.config.downsample
@@ -402,7 +450,8 @@ class _RenderSlice(RenderAligned):
         grid = CoordinateMap(
             np.ascontiguousarray(mesh[:, 0]), (first[0] * stride, first[1] * stride), stride
         )
-        to_frame = ToFrame(affine_of(affines, position), grid, factor).over(start, shape)
+        maps = ToFrame(affine_of(affines, position), grid, factor)
+        to_frame = maps.over(start, shape)
         places = to_frame.places().reshape(2, -1)
         places = places[:, np.isfinite(places).all(axis=0)]
         if not places.shape[1]:
@@ -417,10 +466,24 @@ class _RenderSlice(RenderAligned):
             )
         )
         image, there = render_montage(placed, (start[0], start[1]), (shape[0], shape[1]))
+        if damage is not None and damage.any():
+            there &= ~self._damaged(damage[0], maps, block)
         return BlockResult(
             arrays={'image': image[None], 'mask': there[None].astype(np.uint8)},
             metrics={'pixels': float(there.sum())},
         )
+
+    def _damaged(self, damage: Bytes, maps: ToFrame, block: Block) -> npt.NDArray[np.bool_]:
+        """Pixels of the block that show what hides tissue, or a gap; `damage` is what it reads."""
+        start, shape = block.core.start[1:], block.core.shape[1:]
+        reach = self.align.mesh_blocks.halo * self.align.flow.stride
+        corner = [max(0, s // self.config.downsample - reach) for s in start]
+        grid = maps.rough_over(start, shape)
+        moved = grid.vectors - np.array(corner, np.float32).reshape(2, 1, 1)
+        seen = warp(damage.astype(np.float32), dataclasses.replace(grid, vectors=moved))
+        y, x = (int(s - g) for s, g in zip(start, grid.start, strict=True))
+        seen = seen.astype(np.float32)[y : y + shape[0], x : x + shape[1]]
+        return np.asarray(seen > 0.25)
 
     def _first_node(self, block: Block) -> tuple[int, int]:
         pitch = self.align.flow.stride * self.config.downsample

@@ -266,7 +266,7 @@ def _chain(
         a, b = root(match.first), root(match.second)
         if a != b:
             parent[max(a, b)] = min(a, b)
-            turn = _fit_rigid(
+            turn = fit_rigid(
                 match.first_points - centre, match.second_points - centre, match.flipped
             )
             tree[match.second].append((match.first, turn))
@@ -290,7 +290,7 @@ def _chain(
     return rigid, group
 
 
-def _fit_rigid(a: Reals, b: Reals, flipped: bool) -> Reals:
+def fit_rigid(a: Reals, b: Reals, flipped: bool) -> Reals:
     """The (2, 3) rotation and shift that take points a nearest to b (Kabsch)."""
     middle_a, middle_b = a.mean(axis=0), b.mean(axis=0)
     u, _, vt = np.linalg.svd((b - middle_b).T @ (a - middle_a))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from h01_beam.alignment.coarse import CoarseConfig
+from h01_beam.alignment.discontinuities import DiscontinuityConfig
 from h01_beam.alignment.flow import FlowConfig
 from h01_beam.alignment.lookup import LookupConfig
 from h01_beam.alignment.mesh import MeshConfig
+from h01_beam.alignment.mesh_blocks import BlocksConfig
 from h01_beam.imaging.masks import TissueConfig
 
 
@@ -20,6 +22,10 @@ class AlignConfig:
       lookup: of thumbnails, by correlation, where features fail.
       flow: between roughly aligned sections.
       mesh: relaxation.
+      mesh_blocks: how the mesh is cut.
+      discontinuities: what counts as a fold or a tear; None looks for none.
+      causal: whether sections are aligned to those before only, so that sections that are added
+        later change none of them.
       tissue: what of a thumbnail is tissue.
       thumbnail: longest side of a thumbnail at most; levels of the pyramid halve the montage.
       neighbours: sections before each that flow is estimated to.
@@ -33,6 +39,10 @@ class AlignConfig:
     lookup: LookupConfig = LookupConfig()
     flow: FlowConfig = FlowConfig()
     mesh: MeshConfig = MeshConfig()
+    mesh_blocks: BlocksConfig = BlocksConfig()
+    # A report of damage that there is not is worse than one that leaves a short crack out.
+    discontinuities: DiscontinuityConfig | None = DiscontinuityConfig(min_length=12.0)
+    causal: bool = False
     tissue: TissueConfig = TissueConfig()
     thumbnail: int = 1024
     neighbours: int = 2

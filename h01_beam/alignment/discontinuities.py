@@ -131,7 +131,9 @@ def find_discontinuities(
     jump, certainty = _most_of(
         [_jumps(f, w, stride, config) for f, w in zip(flows, trust, strict=True)]
     )
-    dark = find_dark_bands(image, mask, stride, config.darkness)
+    if not _perhaps(jump, certainty, config):
+        return _nothing(flows.shape[2:], mask)
+    dark = _find_dark(image, mask, stride, config.darkness)
     lines = _trace(jump, certainty, _at_nodes(dark, flows.shape[2:], stride), config)
     cut_y, cut_x = _cuts(lines, certainty.shape[1:])
     pieces, cut_y, cut_x = _pieces(lines, cut_y, cut_x, config)
@@ -139,6 +141,39 @@ def find_discontinuities(
     return Discontinuities(
         kinds, pieces, cut_y, cut_x, _without(pieces, kinds, dark, mask, stride, config)
     )
+
+
+def _perhaps(jump: Reals, certainty: Reals, config: DiscontinuityConfig) -> bool:
+    """Whether a line might be found if there were a dark band all over: it takes long to look."""
+    size = np.sqrt((jump**2).sum(axis=1))
+    likely = ((size >= config.min_jump / 2) & (certainty >= config.min_certainty / 2)).any(axis=0)
+    groups, _ = ndimage.label(ndimage.binary_dilation(likely), np.ones((3, 3)))
+    # A line may leave gaps: half of its length is enough to look closer.
+    return any(
+        np.hypot(y.stop - y.start, x.stop - x.start) >= config.min_length / 2
+        for y, x in ndimage.find_objects(groups)
+    )
+
+
+def _find_dark(
+    image: npt.NDArray[np.generic], mask: Bools, stride: float, darkness: float
+) -> Bools:
+    """Dark bands, looked for with as many pixels as they need: a piece is 8 long at least."""
+    factor = max(1, int(stride // 8))
+    if factor == 1:
+        return find_dark_bands(image, mask, stride, darkness)
+    h, w = (-(-n // factor) for n in mask.shape)
+    small = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
+    there = cv2.resize(mask.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST) > 0
+    bands = find_dark_bands(small, there, stride / factor, darkness)
+    size = (mask.shape[1], mask.shape[0])
+    return mask & (cv2.resize(bands.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0)
+
+
+def _nothing(shape: tuple[int, ...], mask: Bools) -> Discontinuities:
+    h, w = shape
+    cuts = np.zeros((h - 1, w), np.bool_), np.zeros((h, w - 1), np.bool_)
+    return Discontinuities((), np.zeros((h, w), np.int32), *cuts, mask.copy())
 
 
 def cut_sheets(shape: tuple[int, int, int], found: Mapping[int, Discontinuities]) -> Sheets:
@@ -340,8 +375,8 @@ def _at_nodes(pixels: Bools, shape: tuple[int, ...], stride: float) -> Bools:
     return np.asarray(wide[y[:, None], x] > 0)
 
 
-def _near(nodes: Bools, shape: tuple[int, ...], stride: float, breadth: float) -> Bools:
-    """Pixels at most `breadth` nodes from the given ones."""
+def near_nodes(nodes: Bools, shape: tuple[int, ...], stride: float, breadth: float) -> Bools:
+    """Pixels of an image of some shape, at most `breadth` nodes from the (h, w) given ones."""
     y, x = (np.clip(np.rint(np.arange(n) / stride).astype(np.int64), 0, m - 1)
             for n, m in zip(shape, nodes.shape, strict=True))  # fmt: skip
     distance = ndimage.distance_transform_edt(~nodes)
@@ -359,7 +394,7 @@ def _kinds(
     kinds = []
     of_line = pieces[tuple(lines.nodes.T)]
     for n in range(1, int(pieces.max(initial=0)) + 1):
-        near = _near(pieces == n, mask.shape, stride, 0.5)
+        near = near_nodes(pieces == n, mask.shape, stride, 0.5)
         gap, band = (~mask & near).sum(), (dark & near).sum()
         mine = of_line == n
         opens = float((lines.jumps[mine] * lines.normals[mine]).sum()) < 0
@@ -380,7 +415,7 @@ def _without(
     """The mask without bands and gaps near the lines, nor the blurred pixels at their borders."""
     result = mask.copy()
     for n, kind in enumerate(kinds, 1):
-        near = _near(pieces == n, mask.shape, stride, config.breadth)
+        near = near_nodes(pieces == n, mask.shape, stride, config.breadth)
         gone = near & (dark if kind == 'fold' else ~mask)
         result &= ~(ndimage.binary_dilation(gone, iterations=2) & near)
     return result

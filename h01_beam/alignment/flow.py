@@ -108,12 +108,16 @@ class FlowConfig:
     @property
     def reach(self) -> int:
         """How far from a place its flow depends on the images; pixels."""
-        lookups = sum(
-            (level.patch // 2 + level.search) * level.downsample
-            + int(_SMOOTHING_REACH + 3) * self.stride * level.downsample
-            for level in self.levels
+        return self.reach_from(0) + int(4 * self.contrast_sigma) + 1
+
+    def reach_from(self, first: int) -> int:
+        """How far from a place its flow depends on what levels from the `first` on look up."""
+        # Smoothing, the median of the nodes around, and one for the interpolation between nodes.
+        nodes = int(_SMOOTHING_REACH) + 3
+        return sum(
+            (level.patch // 2 + level.search + nodes * self.stride) * level.downsample
+            for level in self.levels[first:]
         )
-        return lookups + int(4 * self.contrast_sigma) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +145,7 @@ def estimate_flow(
     fixed_mask: Bools,
     moving_mask: Bools,
     config: FlowConfig,
+    wanted: tuple[slice, slice] | None = None,
 ) -> Flow:
     """Finds the places of one section in another.
 
@@ -150,6 +155,8 @@ def estimate_flow(
       fixed_mask: where `fixed` shows tissue.
       moving_mask: where `moving` does.
       config: levels and rules.
+      wanted: rows and columns of pixels at whose nodes flow is asked for; None for all. There it is
+        the same; elsewhere only what it depends on is looked up.
 
     Returns:
       flow at the nodes 0, stride, 2 stride, ... of both axes.
@@ -173,8 +180,9 @@ def estimate_flow(
         (a, in_a), (b, in_b) = (_shrink(image, mask, factor) for image, mask in finest)
         grid = tuple(-(-s // stride) for s in a.shape)
         found, peak, ratio = _look_up(
-            a, b, in_a, in_b, _regrid(known, factor, grid) / np.float32(factor), level, config
-        )
+            a, b, in_a, in_b, _regrid(known, factor, grid) / np.float32(factor), level, config,
+            _near_wanted(grid, wanted, stride * factor, config.reach_from(n)),
+        )  # fmt: skip
         good = _trusted(found, peak, ratio, config)
         found = np.where(good, found, np.float32(np.nan))
         if n + 1 < len(config.levels):
@@ -207,19 +215,25 @@ def local_contrast(image: npt.NDArray[np.generic], mask: Bools, sigma: float) ->
 def fill_smoothly(vectors: Real, sigma: float) -> Real:
     """(2, h, w) vectors smoothed over a Gaussian of nodes, NaN filled from those around.
 
-    Far from everything known, the mean of all that is known; 0 if nothing is.
+    Far from what is known, the mean of all that is known around; 0 if nothing is.
     """
     known = np.isfinite(vectors[0])
     if not known.any():
         return np.zeros_like(vectors)
-    typical = vectors[:, known].mean(axis=1, dtype=np.float64).astype(np.float32)
     weight = _blur(known.astype(np.float32), sigma)
+    around = _mean_around(known.astype(np.float32), sigma)
     faith = np.float32(1e-3)
-    parts = [
-        (_blur(np.where(known, v, np.float32(0)), sigma) + faith * t) / (weight + faith)
-        for v, t in zip(vectors, typical, strict=True)
-    ]
+    parts = []
+    for vector in vectors:
+        values = np.where(known, vector, np.float32(0))
+        typical = _mean_around(values, sigma) / np.maximum(around, np.float32(1e-6))
+        parts.append((_blur(values, sigma) + faith * typical) / (weight + faith))
     return np.stack(parts)
+
+
+def _mean_around(array: Real, sigma: float) -> Real:
+    side = 2 * int(_SMOOTHING_REACH * sigma) + 1
+    return cv2.blur(array, (side, side), borderType=cv2.BORDER_CONSTANT)
 
 
 def _blur(array: Real, sigma: float) -> Real:
@@ -263,8 +277,9 @@ def _look_up(
     known: Real,
     level: FlowLevel,
     config: FlowConfig,
+    near: Bools,
 ) -> tuple[Real, Real, Real]:
-    """Looks up a patch around each node; vectors (2, h, w), NaN without a peak; peaks, ratios."""
+    """Looks up a patch around each `near` node; vectors (2, h, w), NaN without a peak; ratios."""
     patch, search, stride = level.patch, level.search, config.stride
     moved, moved_mask = _warp_by(moving, moving_mask, known, stride)
     pad = patch // 2 + search
@@ -277,7 +292,7 @@ def _look_up(
     # Corner (y, x) of the window of the moving section; the patch begins `search` further in.
     least = config.min_valid * patch * patch
     tissue = [cv2.integral(m) for m in (in_a, in_b)]
-    enough = np.ones(len(corners), np.bool_)
+    enough = near.ravel().copy()
     for table in tissue:
         enough &= _box_sum(table, corners + search, patch, 0)[:, 0, 0] >= least
     vectors = np.full((len(corners), 2), np.nan, np.float32)
@@ -290,6 +305,19 @@ def _look_up(
     shape = known.shape[1:]
     vectors = vectors.T.reshape(2, *shape) + known
     return vectors, peaks.reshape(shape), ratios.reshape(shape)
+
+
+def _near_wanted(
+    grid: tuple[int, ...], wanted: tuple[slice, slice] | None, pitch: int, reach: int
+) -> Bools:
+    """(h, w) nodes, `pitch` pixels apart, that lie at most `reach` from what is asked for."""
+    if wanted is None:
+        return np.ones(grid, np.bool_)
+    y, x = (
+        (np.arange(n) * pitch >= part.start - reach) & (np.arange(n) * pitch < part.stop + reach)
+        for n, part in zip(grid, wanted, strict=True)
+    )
+    return np.asarray(y[:, None] & x)
 
 
 def _warp_by(image: Real, mask: Bools, known: Real, stride: int) -> tuple[Real, Bools]:

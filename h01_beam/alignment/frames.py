@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -40,9 +41,19 @@ RENDER_STRIDE = 32
 
 
 def affine_of(affines: Columns, position: int) -> Reals:
-    """The (2, 3) map of a section, montage -> aligned."""
+    """The (2, 3) map of a section, montage -> aligned; rows may be of any sections."""
+    row = _row_of(affines, position)
     names = (('yy', 'yx', 'y1'), ('xy', 'xx', 'x1'))
-    return np.array([[float(affines[name][position]) for name in row] for row in names])
+    return np.array([[float(affines[name][row]) for name in several] for several in names])
+
+
+def state_of(affines: Columns, position: int) -> str:
+    """Whether a section is 'placed'."""
+    return str(affines['state'][_row_of(affines, position)])
+
+
+def _row_of(affines: Columns, position: int) -> int:
+    return int(np.flatnonzero(affines['section'] == position)[0])
 
 
 def rescale_affine(affine: Reals, factor: float, margin: float = 0.0) -> Reals:
@@ -56,6 +67,14 @@ def rescale_affine(affine: Reals, factor: float, margin: float = 0.0) -> Reals:
     half = np.full(2, (factor - 1) / 2)
     linear = affine[:, :2]
     shift = factor * affine[:, 2] + half - linear @ half + margin
+    return np.concatenate([linear, shift[:, None]], axis=1)
+
+
+def reduce_affine(affine: Reals, factor: float, margin: float = 0.0) -> Reals:
+    """The inverse of `rescale_affine`."""
+    half = np.full(2, (factor - 1) / 2)
+    linear = affine[:, :2]
+    shift = (affine[:, 2] - half + linear @ half - margin) / factor
     return np.concatenate([linear, shift[:, None]], axis=1)
 
 
@@ -74,21 +93,41 @@ class ToFrame:
     downsample: int
 
     def __call__(self, points: Reals) -> Reals:
-        """Maps points, (2, ...) y and x; NaN where the mesh ends."""
+        """Maps points, (2, ...) y and x; beyond the last nodes vectors are those of the border."""
         half = (self.downsample - 1) / 2
-        rough = self.mesh((points - half) / self.downsample)
+        rough = self.rough(points)
         back = invert_affine(self.affine)
         shift = back[:, 2].reshape((2,) + (1,) * (points.ndim - 1))
         return (np.tensordot(back[:, :2], rough, axes=1) + shift) * self.downsample + half
 
+    def rough(self, points: Reals) -> Reals:
+        """Where points are found in the roughly aligned section, in its pixels."""
+        half = (self.downsample - 1) / 2
+        places = (points - half) / self.downsample
+        ends = (2,) + (1,) * (points.ndim - 1)
+        first = np.reshape(self.mesh.start, ends)
+        last = first + (np.reshape(self.mesh.shape, ends) - 1) * self.mesh.stride
+        inside = np.clip(places, first, last)
+        return places + (self.mesh(inside) - inside)
+
     def over(self, start: tuple[int, int], shape: tuple[int, int]) -> CoordinateMap:
         """The map on a lattice that does not depend on the box of pixels that it covers."""
+        return self._on_lattice(self, start, shape)
+
+    def rough_over(self, start: tuple[int, int], shape: tuple[int, int]) -> CoordinateMap:
+        """The map to the roughly aligned section, on the same lattice."""
+        return self._on_lattice(self.rough, start, shape)
+
+    @staticmethod
+    def _on_lattice(
+        places: Callable[[Reals], Reals], start: tuple[int, int], shape: tuple[int, int]
+    ) -> CoordinateMap:
         low = [math.floor(s / RENDER_STRIDE) for s in start]
         high = [math.ceil((s + n) / RENDER_STRIDE) for s, n in zip(start, shape, strict=True)]
         first = (float(low[0] * RENDER_STRIDE), float(low[1] * RENDER_STRIDE))
         nodes = (high[0] - low[0] + 1, high[1] - low[1] + 1)
         points = grid_points(first, RENDER_STRIDE, nodes)
-        return CoordinateMap((self(points) - points).astype(np.float32), first, RENDER_STRIDE)
+        return CoordinateMap((places(points) - points).astype(np.float32), first, RENDER_STRIDE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +196,38 @@ class NodesOfSlice:
 
 
 @dataclasses.dataclass(frozen=True)
+class PixelsOfSlice:
+    """The pixels of a roughly aligned section that a block of the aligned volume may show.
+
+    Attributes:
+      slices: which section that is.
+      factor: full-size pixels to one of the rough section.
+      reach: pixels of it that the mesh leads away at most.
+      bounds: of the rough sections.
+    """
+
+    slices: Slices
+    factor: int
+    reach: int
+    bounds: BoundingBox
+
+    def __call__(self, block: Block) -> BoundingBox | None:
+        position = self.slices.positions[block.index[0]]
+        if position < 0:
+            return None
+        low = [s // self.factor - self.reach for s in block.core.start[1:]]
+        high = [-(-e // self.factor) + self.reach for e in block.core.end[1:]]
+        box = BoundingBox.from_bounds((position, low[0], low[1]), (position + 1, high[0], high[1]))
+        return box.intersection(self.bounds)
+
+
+@dataclasses.dataclass(frozen=True)
 class Shifted:
     """The box of a block in another section of a volume.
 
     Attributes:
       bounds: of the volume.
-      back: sections before the block's own.
+      back: sections before the block's own; those behind it are negative.
       scale: voxels of the volume to one of the block's grid, y and x.
       halo: voxels of the volume around, y and x.
     """
@@ -174,7 +239,7 @@ class Shifted:
 
     def __call__(self, block: Block) -> BoundingBox | None:
         z = block.core.start[0] - self.back
-        if z < self.bounds.start[0]:
+        if not self.bounds.start[0] <= z < self.bounds.end[0]:
             return None
         low = [s * self.scale - self.halo for s in block.core.start[1:]]
         high = [e * self.scale + self.halo for e in block.core.end[1:]]
@@ -197,6 +262,36 @@ class PairedSection:
     def __call__(self, block: Block) -> BoundingBox | None:
         z = block.index[0] - (block.index[1] + 1 if self.second else 0)
         return None if z < 0 else BoundingBox((z, 0, 0), (1, *self.bounds.shape[1:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class SectionsBefore:
+    """One row for each of the sections before that of a block; None for the first.
+
+    Attributes:
+      count: how many.
+    """
+
+    count: int
+
+    def __call__(self, block: Block) -> BoundingBox | None:
+        z = block.index[0]
+        first = max(0, z - self.count)
+        return BoundingBox.from_bounds((first, 0, 0), (z, 1, 1)) if first < z else None
+
+
+@dataclasses.dataclass(frozen=True)
+class OfSection:
+    """All of a section's own rows.
+
+    Attributes:
+      shape: y and x of what is read of it.
+    """
+
+    shape: tuple[int, int] = (1, 1)
+
+    def __call__(self, block: Block) -> BoundingBox:
+        return BoundingBox((block.core.start[0], 0, 0), (1, *self.shape))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,9 @@ Real = npt.NDArray[np.float32]
 Reals = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
+# Linear problems from a start that is near.
+_SETTLED_ROUNDS = 2
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
@@ -113,6 +116,7 @@ def relax(
     sheets: Sheets | None = None,
     start: Reals | None = None,
     frozen: Bools | None = None,
+    settled: bool = False,
 ) -> tuple[Reals, Reals]:
     """Moves the nodes of all sections to where flow, stiffness and anchors balance.
 
@@ -124,7 +128,8 @@ def relax(
       pixel_nm: side of a pixel.
       sheets: where sections are torn; None for nowhere.
       start: (sections, 2, h, w) vectors to begin at; None for 0.
-      frozen: (sections,) those that keep the vectors of `start`.
+      frozen: (sections,) or (sections, h, w) those that keep the vectors of `start`.
+      settled: whether `start` is near enough to tell outliers by from the first.
 
     Returns:
       vectors: (sections, 2, h, w) float64 pixels.
@@ -136,16 +141,25 @@ def relax(
     _check(shape, links, start, frozen)
     system = _System(shape, links, config, sheets or Sheets.whole(shape), frozen)
     vectors = np.zeros((shape[0], 2, *shape[1:])) if start is None else start.copy()
-    for step in range(config.rounds):
+    rounds = min(_SETTLED_ROUNDS, config.rounds) if settled else config.rounds
+    for step in range(rounds):
         pulls, weights = _pulls(vectors, links, stride)
-        if step:
+        if step or settled:
             misfit = _misfit(vectors, links, pulls) * pixel_nm
             # Lenient at first: before sections have come near, all flow seems wrong.
-            limit = config.outlier_nm * 2 ** (config.rounds - 1 - step)
+            limit = config.outlier_nm * 2 ** (rounds - 1 - step)
             weights /= (1 + (misfit / limit) ** 2) ** 2
         vectors = system.solve(vectors, pulls, weights)
+    return vectors, measure_misfit(vectors, links, stride)
+
+
+def measure_misfit(vectors: Reals, links: Sequence[Link], stride: float) -> Reals:
+    """(links, h, w) pixels by which links disagree with (sections, 2, h, w) vectors.
+
+    NaN where a link has no flow.
+    """
     pulls, weights = _pulls(vectors, links, stride)
-    return vectors, np.where(weights > 0, _misfit(vectors, links, pulls), np.nan)
+    return np.where(weights > 0, _misfit(vectors, links, pulls), np.nan)
 
 
 def _check(
@@ -165,8 +179,8 @@ def _check(
             )
     if start is not None and start.shape != (sections, 2, h, w):
         raise ValueError(f'start has shape {start.shape}: must be {(sections, 2, h, w)}')
-    if frozen is not None and frozen.shape != (sections,):
-        raise ValueError(f'frozen has shape {frozen.shape}: must be {(sections,)}')
+    if frozen is not None and frozen.shape not in ((sections,), shape):
+        raise ValueError(f'frozen has shape {frozen.shape}: must be {(sections,)} or {shape}')
 
 
 def _pulls(vectors: Reals, links: Sequence[Link], stride: float) -> tuple[Reals, Reals]:
@@ -212,7 +226,7 @@ class _System:
         self._along_y = config.stiffness * sheets.along_y[:, None].astype(np.float64)
         self._along_x = config.stiffness * sheets.along_x[:, None].astype(np.float64)
         free = np.ones(shape[0]) if frozen is None else 1.0 - frozen
-        self._free = free[:, None, None, None]
+        self._free = free[:, None] if free.ndim == 3 else free[:, None, None, None]
 
     def solve(self, vectors: Reals, pulls: Reals, weights: Reals) -> Reals:
         """Conjugate gradients, from `vectors`, with the diagonal as preconditioner."""

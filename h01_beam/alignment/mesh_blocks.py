@@ -1,49 +1,49 @@
 r"""The mesh of a large stack, in blocks that relax side by side.
 
-The whole stack is relaxed at once with few nodes only, which carries what is far apart together.
-From what is found there the next finer level begins, up to all nodes. It is cut into blocks, each
-relaxed within what surrounds it, held where it was; sweep after sweep (Schwarz's method), the
-blocks of every other sweep moved by half their size: what was a border then lies amid a block.
+A level with few nodes comes first, which carries what is far apart together; from what is found
+there the next finer level begins, up to all nodes. Each level is cut into blocks, each relaxed
+within what surrounds it, held where it was; sweep after sweep (Schwarz's method), the blocks of
+every other sweep moved by half their size: what was a border then lies amid a block.
 
                   y, x ->
         z   . . . . . . . . . . .       read: own + overlap + reach sections, own + halo nodes;
         |   . +---------------+ .             its outermost nodes and sections are held
         v   . |  +---------+  | .       free: own + overlap sections, read nodes without the rim
-            . |  |   own   |  | .       own:  a partition of the stack, a rule on coordinates
+            . |  |   own   |  | .       own:  a partition of the stack; all that is kept of a block
             . |  +---------+  | .
             . +---------------+ .       sweep 0  |-------|-------|-------|
             . . . . . . . . . . .       sweep 1  |---|-------|-------|---|
 
-    plan_mesh_blocks -> links_of_block -> relax_block -> blend_blocks         for each sweep
+    plan_levels -> MeshGrid.blocks -> links_of_block -> relax_block         for each sweep
 
 A block's result depends on its flow, on what it begins with and on nothing else. In memory it has
 (sections + 2 overlap + 2 reach) x (tile + 2 halo)^2 nodes at most, at about 0.4 kB each with two
-links for each section; the coarsest mesh has 1 / factor^2 of all nodes. The number of sweeps is
-fixed beforehand. It may be small because each level leaves to the next only what a coarse mesh
-cannot show: that is felt sqrt(stiffness / anchor) nodes away, 3 by default, and a few sections.
+links for each section (`MeshGrid.working_bytes`): nothing grows with the stack. Levels are added
+until a section has few nodes, so that many sections fit a block of the coarsest one. The number of
+sweeps is fixed beforehand. It may be small because each level leaves to the next only what a coarse
+mesh cannot show: that is felt sqrt(stiffness / anchor) nodes away, 3 by default, and a few
+sections.
+
+In a causal mesh a section is relaxed between nothing but those before it, which are held: sections
+that are added move none of the earlier ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from h01_beam.alignment.mesh import Bools, Link, MeshConfig, Reals, Sheets, relax
-from h01_beam.alignment.mesh_levels import (
-    MeshLevel,
-    coarsen_mesh,
-    refine_vectors,
-    restrict_vectors,
-)
+from h01_beam.alignment.mesh import Link, MeshConfig, Reals, Sheets, relax
+from h01_beam.alignment.mesh_levels import MeshLevel, coarsen_mesh, refine_vectors
+from h01_beam.geometry import Block, BlockGrid, BoundingBox, Triple
 
 Range = tuple[int, int]
 Ranges = tuple[Range, Range, Range]
 
-# How much more strongly than a fully trusted node of flow the rim of a block is held.
-_HOLD = 30.0
+# Nodes of a level to one of the next coarser, along each side.
+HALVING = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,37 +52,44 @@ class BlocksConfig:
 
     Attributes:
       sections: of a block.
-      overlap: sections before and after, relaxed along and blended.
-      tile: nodes along each side of a block.
-      halo: nodes around; those of an overlap are blended. Vectors must be shorter than this.
-      factors: of the levels before the finest, coarsest first: nodes of the finest mesh along each
-        side of one of the level's. Each is a multiple of the next, preferably its double.
-      sweeps: times that all blocks of a level are relaxed.
+      overlap: sections before and after that are relaxed along.
+      tile: nodes along each side of a block; even.
+      halo: nodes around. Vectors must be shorter than this.
+      coarsest: nodes along the longer side of a section at the coarsest level, at most.
+      coarsest_sections: of a block of that level.
+      sweeps: times that all blocks of a level are relaxed, where there are several.
     """
 
-    sections: int = 16
-    overlap: int = 4
-    tile: int = 256
+    sections: int = 32
+    overlap: int = 8
+    tile: int = 128
     halo: int = 12
-    factors: tuple[int, ...] = (4, 2)
+    coarsest: int = 64
+    coarsest_sections: int = 128
     sweeps: int = 3
 
     def __post_init__(self) -> None:
         """Checks the fields."""
-        least = {'sections': 2, 'overlap': 0, 'tile': 2, 'halo': 2, 'sweeps': 1}
+        least = {
+            'sections': 2, 'overlap': 0, 'tile': 2, 'halo': 2, 'coarsest': 2,
+            'coarsest_sections': 2, 'sweeps': 1,
+        }  # fmt: skip
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(
                     f'mesh_blocks.{name} is {getattr(self, name)}: must be {value} or more'
                 )
-        for coarse, fine in itertools.pairwise((*self.factors, 1)):
-            if fine < 1 or coarse <= fine or coarse % fine:
+        for name in ('sections', 'coarsest_sections', 'tile'):
+            if getattr(self, name) % 2:
                 raise ValueError(
-                    f'mesh_blocks.factors is {self.factors}: each must be a multiple of the next, '
-                    'for example (4, 2)'
+                    f'mesh_blocks.{name} is {getattr(self, name)}: must be even, as blocks of '
+                    'every other sweep are moved by half'
                 )
-        if not self.factors:
-            raise ValueError('mesh_blocks.factors is empty: must hold at least one, such as (2,)')
+        if self.coarsest > self.tile:
+            raise ValueError(
+                f'mesh_blocks.coarsest is {self.coarsest}: must be at most tile, {self.tile}, so '
+                'that one block holds a whole section'
+            )
         for name, size in (('overlap', self.sections), ('halo', self.tile)):
             if 2 * getattr(self, name) > size:
                 raise ValueError(
@@ -111,46 +118,112 @@ class MeshBlock:
         z, y, x = (slice(*r) for r in self.read)
         return z, slice(None), y, x
 
+    @property
+    def own_in_read(self) -> tuple[slice, slice, slice, slice]:
+        """Of the vectors that are read: what is the block's own."""
+        z, y, x = (slice(a - r[0], b - r[0]) for (a, b), r in zip(self.own, self.read, strict=True))
+        return z, slice(None), y, x
 
-def plan_mesh_blocks(
-    shape: tuple[int, int, int],
-    config: BlocksConfig,
-    *,
-    reach: int,
-    sweep: int = 0,
-    frozen_until: int = 0,
-) -> list[MeshBlock]:
-    """Cuts a mesh; the place of a cut depends on no size of the stack.
+
+@dataclasses.dataclass(frozen=True)
+class MeshGrid:
+    """How one level of a mesh is cut; no cut depends on the number of sections.
+
+    Attributes:
+      shape: sections, h and w of the level.
+      factor: nodes of the finest mesh along each side of one of the level's.
+      cut: sections, nodes in y and in x of a block.
+      overlap: sections before and after.
+      halo: nodes around.
+      reach: sections that links lead away, at most.
+      most_sweeps: where one block does not hold the whole level.
+      causal: whether sections hold to those before only.
+    """
+
+    shape: Triple
+    factor: int
+    cut: Triple
+    overlap: int
+    halo: int
+    reach: int
+    most_sweeps: int
+    causal: bool = False
+
+    @property
+    def sweeps(self) -> int:
+        """Times that all blocks are relaxed."""
+        axes = (1, 2) if self.causal else (0, 1, 2)
+        return self.most_sweeps if any(self.shape[a] > self.cut[a] for a in axes) else 1
+
+    def grid(self, sweep: int = 0) -> BlockGrid:
+        """The blocks of a sweep; those of odd sweeps may begin before the mesh."""
+        z, y, x = (
+            -(cut // 2) if sweep % 2 and size > cut and not (self.causal and axis == 0) else 0
+            for axis, (size, cut) in enumerate(zip(self.shape, self.cut, strict=True))
+        )
+        return BlockGrid(BoundingBox.from_bounds((z, y, x), self.shape), self.cut)
+
+    def block(self, block: Block) -> MeshBlock:
+        """What a block of a grid reads and moves."""
+        own = tuple(
+            (max(0, s), min(n, e))
+            for s, e, n in zip(block.core.start, block.core.end, self.shape, strict=True)
+        )
+        z, depth = own[0], self.shape[0]
+        if self.causal:
+            free_z, read_z = z, (max(0, z[0] - self.reach), z[1])
+        else:
+            free_z = (max(0, z[0] - self.overlap), min(depth, z[1] + self.overlap))
+            read_z = (max(0, free_z[0] - self.reach), min(depth, free_z[1] + self.reach))
+        read_y, free_y = _widened(own[1], self.shape[1], self.halo)
+        read_x, free_x = _widened(own[2], self.shape[2], self.halo)
+        return MeshBlock((z, own[1], own[2]), (free_z, free_y, free_x), (read_z, read_y, read_x))
+
+    def blocks(self, sweep: int = 0) -> Iterator[MeshBlock]:
+        """All blocks of a sweep; their own parts hold each node once."""
+        return (self.block(block) for block in self.grid(sweep))
+
+    def working_bytes(self, links: int) -> int:
+        """Memory of a block: vectors, pulls, weights and search directions, in float64.
+
+        Args:
+          links: from each section.
+        """
+        depth = self.reach + 1 if self.causal else self.cut[0] + 2 * (self.overlap + self.reach)
+        y, x = (
+            min(n, c + 2 * self.halo) for n, c in zip(self.shape[1:], self.cut[1:], strict=True)
+        )
+        return min(depth, self.shape[0]) * y * x * (200 + 100 * links)
+
+
+def plan_levels(
+    shape: Triple, config: BlocksConfig, *, reach: int, causal: bool = False
+) -> list[MeshGrid]:
+    """The levels of a mesh, coarsest first; each has half the nodes of the next along a side.
 
     Args:
-      shape: sections, h and w of the mesh.
+      shape: sections, h and w of the finest mesh.
       config: sizes.
       reach: sections that links lead away, at most.
-      sweep: blocks of odd sweeps are moved by half their size.
-      frozen_until: section before which none moves.
-
-    Returns:
-      blocks, whose own ranges together hold each node of sections from `frozen_until` once.
+      causal: whether sections hold to those before only.
     """
     sections, h, w = shape
-    blocks = []
-    for z in _cuts(frozen_until, sections, config.sections, sweep):
-        free_z = (max(frozen_until, z[0] - config.overlap), min(sections, z[1] + config.overlap))
-        read_z = (max(0, free_z[0] - reach), min(sections, free_z[1] + reach))
-        for y in _cuts(0, h, config.tile, sweep):
-            for x in _cuts(0, w, config.tile, sweep):
-                read_y, free_y = _widened(y, h, config.halo)
-                read_x, free_x = _widened(x, w, config.halo)
-                blocks.append(
-                    MeshBlock((z, y, x), (free_z, free_y, free_x), (read_z, read_y, read_x))
-                )
-    return blocks
-
-
-def _cuts(begin: int, end: int, size: int, sweep: int) -> list[Range]:
-    first = -(size // 2) if sweep % 2 and end > size else 0
-    ranges = [(max(begin, a), min(end, a + size)) for a in range(first, end, size)]
-    return [(a, b) for a, b in ranges if a < b]
+    factor = 1
+    while max(-(-h // factor), -(-w // factor)) > config.coarsest:
+        factor *= HALVING
+    # Only the coarsest level tells far sections of each other.
+    depth, overlap = config.coarsest_sections, config.coarsest_sections // 4
+    levels = []
+    while factor:
+        levels.append(
+            MeshGrid(
+                (sections, -(-h // factor), -(-w // factor)), factor,
+                (1 if causal else depth, config.tile, config.tile),
+                overlap, config.halo, reach, config.sweeps, causal,
+            )
+        )  # fmt: skip
+        factor, depth, overlap = factor // HALVING, config.sections, config.overlap
+    return levels
 
 
 def _widened(own: Range, size: int, halo: int) -> tuple[Range, Range]:
@@ -193,6 +266,7 @@ def relax_block(
     *,
     pixel_nm: float,
     sheets: Sheets | None = None,
+    settled: bool = False,
 ) -> Reals:
     """Relaxes a block within what surrounds it.
 
@@ -204,6 +278,8 @@ def relax_block(
       config: of the mesh.
       pixel_nm: side of a pixel.
       sheets: of `sheets_of_block`; None for whole ones.
+      settled: whether `start` is near: found by an earlier sweep. What a coarser level found is
+        not: detail that it does not show would count as outliers.
 
     Returns:
       (sections, 2, h, w) vectors of what the block reads; the same as before where not free.
@@ -214,50 +290,16 @@ def relax_block(
     depth, h, w = (b - a for a, b in block.read)
     if start.shape != (depth, 2, h, w):
         raise ValueError(f'start has shape {start.shape}: the block reads {(depth, 2, h, w)}')
-    inside, moves = _moving(block)
-    mesh = MeshLevel((depth, h, w), links, stride, config, sheets or Sheets.whole((depth, h, w)))
-    frozen = ~moves
-    if not inside.all():
-        _check_halo(block, start, stride)
-        mesh = _held(mesh, start, ~inside, moves)
-        start = np.concatenate([start, np.zeros_like(start[:1])])
-        frozen = np.append(frozen, True)
-    vectors, _ = relax(
-        mesh.shape, mesh.links, stride, mesh.config, pixel_nm=pixel_nm, sheets=mesh.sheets,
-        start=start, frozen=frozen,
-    )  # fmt: skip
-    return np.where(inside, vectors[:depth], start[:depth])
-
-
-def _held(mesh: MeshLevel, start: Reals, rim: Bools, moves: Bools) -> MeshLevel:
-    """With the rim of moving sections tied to one more section, which rests where it begins, at 0.
-
-    The flow of these links is where the rim shall be.
-    """
-    depth, h, w = mesh.shape
-    weight = (_HOLD * rim).astype(np.float32)
-    ties = [Link(depth, int(z), start[z].astype(np.float32), weight) for z in np.flatnonzero(moves)]
-    one = Sheets.whole((1, h, w))
-    return MeshLevel(
-        (depth + 1, h, w),
-        [*mesh.links, *ties],
-        mesh.stride,
-        # Forces that hold the rim must not pass for those to be balanced.
-        dataclasses.replace(mesh.config, tolerance=mesh.config.tolerance / _HOLD),
-        Sheets(
-            np.concatenate([mesh.sheets.along_y, one.along_y]),
-            np.concatenate([mesh.sheets.along_x, one.along_x]),
-        ),
+    _check_halo(block, start, stride)
+    z, y, x = (
+        (np.arange(*read) >= low) & (np.arange(*read) < high)
+        for (low, high), read in zip(block.free, block.read, strict=True)
     )
-
-
-def _moving(block: MeshBlock) -> tuple[Bools, Bools]:
-    """(h, w) nodes and (sections,) that are free."""
-    inside = []
-    for (low, high), (begin, end) in zip(block.free, block.read, strict=True):
-        place = np.arange(begin, end)
-        inside.append((place >= low) & (place < high))
-    return inside[1][:, None] & inside[2], inside[0]
+    vectors, _ = relax(
+        (depth, h, w), links, stride, config, pixel_nm=pixel_nm, sheets=sheets, start=start,
+        frozen=~(z[:, None, None] & y[:, None] & x), settled=settled,
+    )  # fmt: skip
+    return vectors
 
 
 def _check_halo(block: MeshBlock, start: Reals, stride: float) -> None:
@@ -277,58 +319,19 @@ def _check_halo(block: MeshBlock, start: Reals, stride: float) -> None:
             )
 
 
-def blend_blocks(before: Reals, pieces: Iterable[tuple[MeshBlock, Reals]]) -> Reals:
-    """Puts the blocks of a sweep together.
-
-    Args:
-      before: (sections, 2, h, w) vectors of the whole mesh, or of as much as the pieces cover if
-        their ranges count from there; kept where no block is free.
-      pieces: blocks, and what they read, relaxed; in any order.
-
-    Returns:
-      vectors, in overlaps means weighted by the distance from the block's border.
-    """
-    total, weights = np.zeros_like(before), np.zeros((len(before), 1, *before.shape[2:]))
-    for block, vectors in sorted(pieces, key=lambda piece: piece[0].own):
-        z, y, x = (_ramp(*ranges) for ranges in zip(block.own, block.free, block.read, strict=True))
-        weight = (z[:, None, None] * y[:, None] * x)[:, None]
-        total[block.slices] += weight * vectors
-        weights[block.slices] += weight
-    return np.where(weights > 0, total / np.maximum(weights, 1e-9), before)
-
-
-def _ramp(own: Range, free: Range, read: Range) -> Reals:
-    """1 within, falling to 0 over the overlap; the ramps of two neighbours add up to 1."""
-    place = np.arange(*read)
-    ramp = np.ones(len(place))
-    for distance, overlap in (
-        (place - free[0] + 1, own[0] - free[0]),
-        (free[1] - place, free[1] - own[1]),
-    ):
-        if overlap:
-            ramp = np.minimum(ramp, np.clip(distance / (2 * overlap + 1), 0, 1))
-    return np.where((place >= free[0]) & (place < free[1]), ramp, 0.0)
-
-
 # ------------------------------------------------------------------ all of it
 
 
 def relax_in_blocks(
-    mesh: MeshLevel,
-    config: BlocksConfig,
-    *,
-    pixel_nm: float,
-    start: Reals | None = None,
-    frozen_until: int = 0,
+    mesh: MeshLevel, config: BlocksConfig, *, pixel_nm: float, causal: bool = False
 ) -> tuple[Reals, list[float]]:
-    """`mesh.relax` by levels and sweeps of blocks, one after the other.
+    """`mesh.relax` by levels and sweeps of blocks, one after the other, as the stages do it.
 
     Args:
       mesh: with all its nodes.
       config: sizes, levels and sweeps.
       pixel_nm: side of a pixel.
-      start: (sections, 2, h, w) vectors to begin at; None for 0.
-      frozen_until: sections before this one keep the vectors of `start`, to the last bit.
+      causal: whether sections hold to those before only.
 
     Returns:
       vectors: (sections, 2, h, w) float64 pixels.
@@ -336,54 +339,43 @@ def relax_in_blocks(
         last one tells whether sweeps were enough.
 
     Raises:
-      ValueError: arrays do not fit the mesh, or sections are frozen that have no vectors.
+      ValueError: arrays do not fit the mesh.
     """
-    sections = mesh.shape[0]
-    if not 0 <= frozen_until <= sections or (frozen_until and start is None):
-        raise ValueError(
-            f'frozen_until is {frozen_until}, in a stack of {sections} sections and with start '
-            f'{"missing" if start is None else "given"}: must be 0, or a section before which '
-            'start holds vectors'
-        )
-    coarsest = config.factors[0]
-    given = None if start is None else restrict_vectors(start, coarsest)
-    level = coarsen_mesh(mesh, coarsest)
-    frozen = np.asarray(np.arange(sections) < frozen_until)
-    vectors, _ = relax(
-        level.shape, level.links, level.stride, level.config, pixel_nm=pixel_nm,
-        sheets=level.sheets, start=given, frozen=frozen,
-    )  # fmt: skip
-    for before, factor in itertools.pairwise((*config.factors, 1)):
-        level = coarsen_mesh(mesh, factor)
-        vectors = refine_vectors(vectors, before // factor, level.shape[1:])
-        if start is not None:
-            kept = start if factor == 1 else restrict_vectors(start, factor)
-            vectors[:frozen_until] = kept[:frozen_until]
+    grids = plan_levels(mesh.shape, config, reach=reach_of(mesh.links), causal=causal)
+    levels = [mesh]
+    for _ in grids[1:]:
+        levels.append(coarsen_mesh(levels[-1], HALVING))
+    vectors: Reals | None = None
+    for grid, level in zip(grids, levels[::-1], strict=True):
+        if vectors is None:
+            vectors = np.zeros((level.shape[0], 2, *level.shape[1:]))
+        else:
+            vectors = refine_vectors(vectors, HALVING, level.shape[1:])
         changes = []
-        for sweep in range(config.sweeps):
-            after = _sweep(level, config, vectors, sweep, frozen_until, pixel_nm)
+        for sweep in range(grid.sweeps):
+            after = relax_sweep(grid, level, vectors, sweep, pixel_nm)
             changes.append(float(np.sqrt(((after - vectors) ** 2).sum(axis=1)).max(initial=0)))
             vectors = after
+    assert vectors is not None
     return vectors, changes
 
 
-def _sweep(
-    mesh: MeshLevel,
-    config: BlocksConfig,
-    vectors: Reals,
-    sweep: int,
-    frozen_until: int,
-    pixel_nm: float,
+def relax_sweep(
+    grid: MeshGrid, mesh: MeshLevel, before: Reals, sweep: int, pixel_nm: float
 ) -> Reals:
-    plan = plan_mesh_blocks(
-        mesh.shape, config, reach=reach_of(mesh.links), sweep=sweep, frozen_until=frozen_until
-    )
-    pieces = []
-    for block in plan:
-        links, sheets = links_of_block(mesh.links, block), sheets_of_block(mesh.sheets, block)
-        start = vectors[block.slices]
+    """Relaxes all blocks of a sweep; (sections, 2, h, w) before and after."""
+    after = before.copy()
+    for block in grid.blocks(sweep):
+        start = before[block.slices].copy()
+        z, y, x = (slice(*r) for r in (block.read[0], *block.own[1:]))
+        if grid.causal:
+            # What this column of blocks has found for the sections before is what counts.
+            _, _, own_y, own_x = block.own_in_read
+            start[:-1, :, own_y, own_x] = after[z, :, y, x][:-1]
         moved = relax_block(
-            block, links, start, mesh.stride, mesh.config, pixel_nm=pixel_nm, sheets=sheets
-        )
-        pieces.append((block, moved))
-    return blend_blocks(vectors, pieces)
+            block, links_of_block(mesh.links, block), start, mesh.stride, mesh.config,
+            pixel_nm=pixel_nm, sheets=sheets_of_block(mesh.sheets, block), settled=sweep > 0,
+        )  # fmt: skip
+        own = slice(*block.own[0])
+        after[own, :, y, x] = moved[block.own_in_read]
+    return after

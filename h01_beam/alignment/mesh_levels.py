@@ -103,24 +103,27 @@ def _boxes(array: Real | Reals, factor: int) -> Reals:
     return np.moveaxis(cut, -3, -2).reshape(*rest, h // factor, w // factor, factor**2)
 
 
-def restrict_vectors(array: Reals, factor: int) -> Reals:
-    """Means of (sections, 2, h, w) vectors over squares of nodes."""
-    return np.nanmean(_boxes(array, factor), axis=-1)
-
-
-def refine_vectors(vectors: Reals, factor: int, shape: tuple[int, int]) -> Reals:
+def refine_vectors(
+    vectors: Reals,
+    factor: int,
+    shape: tuple[int, int],
+    start: tuple[int, int] = (0, 0),
+    coarse_start: tuple[int, int] = (0, 0),
+) -> Reals:
     """Vectors of a mesh with `factor` times as many nodes along each side.
 
     Args:
       vectors: (sections, 2, h, w).
       factor: nodes of the fine mesh along each side of a coarse one.
-      shape: h and w of the fine mesh.
+      shape: h and w of the fine mesh, or of the part of it that is asked for.
+      start: the first node of that part.
+      coarse_start: the first node that `vectors` hold.
 
     Returns:
       (sections, 2, *shape), linear between and beyond the coarse nodes.
     """
-    for axis, size in zip((2, 3), shape, strict=True):
-        place = (np.arange(size) - (factor - 1) / 2) / factor
+    for axis, size, first, coarse in zip((2, 3), shape, start, coarse_start, strict=True):
+        place = (first + np.arange(size) - (factor - 1) / 2) / factor - coarse
         last = vectors.shape[axis] - 1
         low = np.clip(np.floor(place).astype(np.int64), 0, max(0, last - 1))
         share = (place - low).reshape(-1, *(1,) * (3 - axis))

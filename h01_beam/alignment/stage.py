@@ -1,10 +1,12 @@
 """Alignment as Beam stages. Shape: pairs of sections, two graphs, blocks.
 
 match_sections    pairs     thumbnails -> matches
-place_sections    graph     matches of all pairs -> affines, one of each section (numbers only)
+place_sections    graph     matches of all pairs -> affines, one of each section (numbers only); or,
+                            in causal runs, of one section after the other
+check_order       graph     matches of all pairs -> sections out of order (numbers only)
+measure_frame     sections  tissue through its affine -> how much lies beyond the aligned frame
 render_rough      blocks    montage through its affine -> the volume `rough`
-flow_K            blocks    `rough` of a section and of the K-th before -> the volume `flow_K`
-relax_mesh        graph     flow -> the volume `mesh`
+flow_K, ...       blocks    `rough` -> the volume `mesh`: see `elastic.stage`
 render_image      blocks    tiles, through stitching, affine and mesh at once -> `image`, `mask`
 """
 
@@ -20,31 +22,34 @@ import numpy as np
 from h01_beam.acquisition.stage import build_checks
 from h01_beam.acquisition.tables import Acquisition
 from h01_beam.alignment.blocks import (
-    LINKS,
+    FRAME,
     MATCHES,
     MISPLACED,
-    EstimateFlow,
+    CheckOrder,
     FindTissue,
     MatchThumbnails,
+    MeasureFrame,
+    PlaceNext,
     PlaceSections,
-    RelaxMesh,
     RenderAligned,
     RenderRough,
-    flow_halo,
 )
 from h01_beam.alignment.config import AlignConfig
+from h01_beam.alignment.elastic.stage import build_elastic
 from h01_beam.alignment.frames import (
     AFFINES,
     Everything,
     NodesOfSlice,
+    OfSection,
     OfSlice,
     PairedSection,
-    Shifted,
+    PixelsOfSlice,
+    SectionsBefore,
     Slices,
 )
 from h01_beam.alignment.job import AlignJob
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox
+from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, Region, Triple
 from h01_beam.imaging.downsample import DownsampleConfig, pyramid_specs
 from h01_beam.imaging.stage import build_downsample
 from h01_beam.plan import Read, TableRead
@@ -89,8 +94,8 @@ def build_alignment(
     montage = montage_spec(acquisition, frames, stitch, run)
     tissue, levels, affines = _place(root, montage, config, run, after)
     rough, roughs = _render_rough(root, montage, tissue, 2**levels, config, run, affines)
-    mesh, meshes = _relax(root, rough, stitch.downsample, config, run, roughs)
-    nominal = float(np.median(acquisition.sections['thickness_nm']))
+    mesh, damage, meshes = build_elastic(root, rough, stitch.downsample, config, run, [roughs])
+    nominal = _nominal_nm(acquisition, config)
     slices = Slices.of(acquisition.sections, nominal)
     factor = stitch.downsample
     specs = {
@@ -108,25 +113,53 @@ def build_alignment(
     cells = frames.cells
     whole = (cells.shape[1], cells.shape[2])
     pitch = config.flow.stride * factor
-    one = BlockGrid(BoundingBox((0, 0, 0), (1, 1, 1)), (1, 1, 1))
+    reads = {'mesh': Read(mesh, NodesOfSlice(slices, pitch, mesh.bounds))}
+    if damage is not None:
+        reach = config.mesh_blocks.halo * config.flow.stride
+        reads['damage'] = Read(damage, PixelsOfSlice(slices, factor, reach, damage.bounds))
     done = root | MapBlocks(
         RenderAligned(frames, stitch, grey_range).with_slices(config, slices),
         stage='render_image',
-        reads={'mesh': Read(mesh, NodesOfSlice(slices, pitch, mesh.bounds))},
+        reads=reads,
         table_reads={
             'tiles': TableRead(OfSlice(slices), cells),
             'nodes': TableRead(OfSlice(slices, whole), cells),
             'gains': TableRead(OfSlice(slices), cells),
-            'affines': TableRead(Everything(one.bounds), one),
+            'affines': _affines(config, rough.shape[0], OfSlice(slices)),
         },
         writes=dict(specs),
         grid=BlockGrid(specs['image'].bounds, (1, *config.block)),
-        config=[frames, stitch.elastic, factor, grey_range, config.flow.stride, slices],
+        # What depends on all sections does not count: which one a slice shows, its reads tell.
+        config=[
+            dataclasses.replace(frames, sections=1),
+            stitch.elastic,
+            factor,
+            grey_range,
+            config.flow.stride,
+        ],
         run=run,
         after=[meshes],
     )
     build_downsample(root, specs['image'], DownsampleConfig(), run, [done])
     return done
+
+
+def _nominal_nm(acquisition: Acquisition, config: AlignConfig) -> float:
+    """Thickness of one z of the result; of causal runs it must not change with later sections."""
+    thickness = acquisition.sections['thickness_nm']
+    return float(thickness[0] if config.causal else np.median(thickness))
+
+
+def _affines(config: AlignConfig, sections: int, own: Region) -> TableRead:
+    """The table `affines`: by sections in causal runs, else as one part."""
+    if config.causal:
+        return TableRead(own, _by_section(sections))
+    one = BoundingBox((0, 0, 0), (1, 1, 1))
+    return TableRead(Everything(one), BlockGrid(one, (1, 1, 1)))
+
+
+def _by_section(sections: int) -> BlockGrid:
+    return BlockGrid(BoundingBox((0, 0, 0), (sections, 1, 1)), (1, 1, 1))
 
 
 def _place(
@@ -174,17 +207,76 @@ def _place(
         run=run,
         after=[found],
     )
-    placed = root | MapBlocks(
-        PlaceSections(config, montage.shape[0], bounds.shape[1:], 2**levels),
-        stage='place_sections',
+    placed = _place_by_matches(root, montage, tissue, 2**levels, pairs, config, run, [matches])
+    root | MapBlocks(
+        CheckOrder(config, montage.shape[0]),
+        stage='check_order',
         table_reads={'matches': TableRead(Everything(pairs.bounds), pairs)},
-        table_writes={'affines': AFFINES, 'misplaced': MISPLACED},
-        grid=BlockGrid(BoundingBox((0, 0, 0), (1, 1, 1)), (1, 1, 1)),
-        config=[config.coarse, config.margin, montage.shape, levels],
+        table_writes={'misplaced': MISPLACED},
+        grid=_by_section(1),
+        config=[config.coarse.neighbours, montage.shape[0]],
         run=run,
         after=[matches],
     )
+    frame = _aligned_shape(montage, config)[1:]
+    root | MapBlocks(
+        MeasureFrame(2**levels, config.margin, frame),
+        stage='measure_frame',
+        reads={'tissue': Read(tissue, OfSection(tissue.shape[1:]))},
+        table_reads={'affines': _affines(config, montage.shape[0], OfSection())},
+        table_writes={'frame': FRAME},
+        grid=_by_section(montage.shape[0]),
+        config=[2**levels, config.margin, frame],
+        run=run,
+        after=[placed],
+    )
     return tissue, levels, placed
+
+
+def _place_by_matches(
+    root: Any,
+    montage: VolumeSpec,
+    tissue: VolumeSpec,
+    factor: int,
+    pairs: BlockGrid,
+    config: AlignConfig,
+    run: Run,
+    after: Sequence[beam.PCollection],
+) -> beam.PCollection:
+    """All sections at once; in causal runs one after the other, on those before it."""
+    thumbnail = tissue.shape[1:]
+    if not config.causal:
+        return root | MapBlocks(
+            PlaceSections(config, montage.shape[0], thumbnail, factor),
+            stage='place_sections',
+            table_reads={'matches': TableRead(Everything(pairs.bounds), pairs)},
+            table_writes={'affines': AFFINES},
+            grid=_by_section(1),
+            config=[config.coarse, config.margin, montage.shape, factor],
+            run=run,
+            after=after,
+        )
+    neighbours = config.coarse.neighbours
+    return root | MapBlocks(
+        PlaceNext(config, thumbnail, factor),
+        stage='place_sections',
+        reads={'tissue': Read(tissue, OfSection(thumbnail))},
+        table_reads={
+            'matches': TableRead(OfSection((neighbours, 1)), pairs),
+            'affines': SectionsBefore(neighbours),
+        },
+        table_writes={'affines': AFFINES},
+        grid=_by_section(montage.shape[0]),
+        config=[config.coarse, config.margin, thumbnail, factor],
+        chained=True,
+        run=run,
+        after=after,
+    )
+
+
+def _aligned_shape(montage: VolumeSpec, config: AlignConfig) -> Triple:
+    sections, height, width = montage.shape
+    return sections, height + 2 * config.margin, width + 2 * config.margin
 
 
 def _whole_chunks(spec: VolumeSpec) -> tuple[int, int]:
@@ -202,85 +294,20 @@ def _render_rough(
     run: Run,
     after: beam.PCollection,
 ) -> tuple[VolumeSpec, beam.PCollection]:
-    sections, height, width = montage.shape
-    shape = (sections, height + 2 * config.margin, width + 2 * config.margin)
+    shape = _aligned_shape(montage, config)
     rough = dataclasses.replace(montage, uri=run.volume_uri('rough'), shape=shape)
-    one = BoundingBox((0, 0, 0), (1, 1, 1))
     done = root | MapBlocks(
         RenderRough(factor),
         stage='render_rough',
         reads={
-            'montage': Read(montage, _WholeSection(montage.bounds), lazy=True),
-            'tissue': Read(tissue, _WholeSection(tissue.bounds)),
+            'montage': Read(montage, OfSection(montage.shape[1:]), lazy=True),
+            'tissue': Read(tissue, OfSection(tissue.shape[1:])),
         },
-        table_reads={'affines': TableRead(Everything(one), BlockGrid(one, (1, 1, 1)))},
+        table_reads={'affines': _affines(config, montage.shape[0], OfSection())},
         writes={'rough': rough},
         grid=BlockGrid(rough.bounds, (1, 1024, 1024)),
+        config=factor,
         run=run,
         after=[after],
     )
     return rough, done
-
-
-@dataclasses.dataclass(frozen=True)
-class _WholeSection:
-    bounds: BoundingBox
-
-    def __call__(self, block: Any) -> BoundingBox:
-        return BoundingBox((block.core.start[0], 0, 0), (1, *self.bounds.shape[1:]))
-
-
-def _relax(
-    root: Any,
-    rough: VolumeSpec,
-    downsample: int,
-    config: AlignConfig,
-    run: Run,
-    after: beam.PCollection,
-) -> tuple[VolumeSpec, beam.PCollection]:
-    stride = config.flow.stride
-    assert rough.voxel_size_nm is not None
-    thickness, pixel, _ = rough.voxel_size_nm
-    nodes = tuple(-(-n // stride) for n in rough.shape[1:])
-    block = tuple(n // stride for n in config.flow_block)
-    flows, waits = {}, []
-    for back in range(1, config.neighbours + 1):
-        spec = VolumeSpec(
-            uri=run.volume_uri(f'flow_{back}'),
-            voxel_size_nm=(thickness, pixel * stride, pixel * stride),
-            dtype='float32',
-            shape=(rough.shape[0], nodes[0], nodes[1]),
-            chunk=(1, block[0], block[1]),
-            channels=3,
-        )
-        halo = flow_halo(config)
-        waits.append(
-            root
-            | MapBlocks(
-                EstimateFlow(config),
-                stage=f'flow_{back}',
-                reads={
-                    'fixed': Read(rough, Shifted(rough.bounds, 0, stride, halo)),
-                    'moving': Read(rough, Shifted(rough.bounds, back, stride, halo)),
-                },
-                writes={'flow': spec},
-                grid=BlockGrid(spec.bounds, (1, block[0], block[1])),
-                config=[config.flow, halo, back],
-                run=run,
-                after=[after],
-            )
-        )
-        flows[f'flow_{back}'] = spec
-    mesh = dataclasses.replace(flows['flow_1'], uri=run.volume_uri('mesh'), channels=2)
-    done = root | MapBlocks(
-        RelaxMesh(config, pixel, downsample),
-        stage='relax_mesh',
-        reads={name: Read(spec, CoreBox()) for name, spec in flows.items()},
-        writes={'mesh': mesh},
-        table_writes={'links': LINKS},
-        grid=BlockGrid(mesh.bounds, mesh.shape),
-        config=[config.mesh, stride, downsample],
-        run=run,
-        after=waits,
-    )
-    return mesh, done

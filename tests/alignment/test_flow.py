@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from h01_beam.alignment.blocks import EstimateFlow, flow_halo
+from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.flow import (
     FlowConfig,
     FlowLevel,
@@ -13,6 +15,9 @@ from h01_beam.alignment.flow import (
     fill_smoothly,
     local_contrast,
 )
+from h01_beam.alignment.frames import Shifted
+from h01_beam.geometry import BlockGrid
+from tests.arrays import box
 
 SHAPE = (288, 352)
 CONFIG = FlowConfig()
@@ -163,3 +168,29 @@ def test_a_level_that_makes_no_sense_is_refused(fields):
     (name,) = fields
     with pytest.raises(ValueError, match=f'flow.levels.{name} is {fields[name]}'):
         FlowLevel(**{'downsample': 1, 'patch': 64, 'search': 8, **fields})
+
+
+def test_blocks_find_what_the_whole_section_does():
+    levels = (
+        FlowLevel(downsample=2, patch=24, search=8),
+        FlowLevel(downsample=1, patch=24, search=4),
+    )
+    config = AlignConfig(flow=dataclasses.replace(CONFIG, levels=levels, contrast_sigma=6.0))
+    shape = (1040, 1168)
+    fixed = tissue(1, shape)
+    moving, _ = displaced(fixed)
+    # Nothing known over more than a block, so that what is filled in counts.
+    fixed[400:760, 300:700] = 0
+    whole_flow = estimate_flow(fixed, moving, fixed > 0, moving > 0, config.flow)
+    bounds, stride, halo = box((0, 0, 0), (1, *shape)), 16, flow_halo(config)
+    assert halo < 450
+    grid = BlockGrid(box((0, 0, 0), (1, 65, 73)), (1, 16, 24))
+    for index in ((0, 0, 0), (0, 2, 1), (0, 4, 3)):
+        block = grid[index]
+        read = Shifted(bounds, 0, stride, halo)(block)
+        y, x = read.slices[1:]
+        assert read.shape != (1, *shape)
+        found = EstimateFlow(config)(fixed[None, y, x], moving[None, y, x], block).arrays['flow']
+        own = whole_flow.map.vectors[(slice(None), *block.core.slices[1:])]
+        assert np.isfinite(own).any()
+        np.testing.assert_allclose(found[:2, 0], own, atol=0.01)

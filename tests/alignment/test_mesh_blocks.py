@@ -9,18 +9,19 @@ from scipy import ndimage
 from h01_beam.alignment.mesh import Link, MeshConfig, Sheets, relax
 from h01_beam.alignment.mesh_blocks import (
     BlocksConfig,
-    blend_blocks,
     links_of_block,
-    plan_mesh_blocks,
+    plan_levels,
     relax_block,
     relax_in_blocks,
     sheets_of_block,
 )
-from h01_beam.alignment.mesh_levels import MeshLevel, coarsen_mesh, refine_vectors, restrict_vectors
+from h01_beam.alignment.mesh_levels import MeshLevel, coarsen_mesh, refine_vectors
 from tests.alignment.test_mesh import flow_between
 
 CONFIG = MeshConfig(tolerance=1e-4)
-BLOCKS = BlocksConfig(sections=8, overlap=4, tile=128, halo=8, factors=(4, 2), sweeps=3)
+BLOCKS = BlocksConfig(
+    sections=8, overlap=4, tile=128, halo=8, coarsest=18, coarsest_sections=24, sweeps=3
+)
 STRIDE = 32.0
 
 
@@ -66,13 +67,39 @@ def test_blocks_come_to_what_the_whole_mesh_does():
     mesh = make_stack((24, 60, 70))
     found, changes = in_blocks(mesh)
     assert distance(found, as_one(mesh)) < 0.3
-    assert changes == sorted(changes, reverse=True) and changes[-1] < 0.3
+    assert changes[-1] < min(0.5, changes[0])
 
 
 def test_so_do_tiles(small):
-    config = dataclasses.replace(BLOCKS, tile=16, halo=6, sections=16, factors=(2,), sweeps=1)
+    config = dataclasses.replace(BLOCKS, tile=16, halo=6, sections=16, coarsest=15)
     found, _ = in_blocks(small, config)
     assert distance(found, as_one(small)) < 0.3
+
+
+def test_no_block_holds_a_long_stack():
+    mesh = make_stack((72, 14, 16))
+    config = dataclasses.replace(BLOCKS, sections=16, overlap=6, coarsest=8, coarsest_sections=48)
+    grids = plan_levels(mesh.shape, config, reach=2)
+    assert [len(grid.grid()) for grid in grids] == [2, 5]
+    assert all(b.read[0][1] - b.read[0][0] < 72 for grid in grids for b in grid.blocks())
+    found, _ = in_blocks(mesh, config)
+    assert distance(found, as_one(mesh)) < 0.3
+
+
+def test_outliers_of_flow_move_few_nodes_otherwise_than_in_one_mesh(small):
+    rng = np.random.default_rng(3)
+    links = []
+    for link in small.links:
+        bad = rng.random(link.weight.shape) < 0.02
+        vectors = link.vectors.copy()
+        vectors[:, bad] += rng.uniform(-20, 20, (2, int(bad.sum())))
+        links.append(dataclasses.replace(link, vectors=vectors))
+    spoilt = dataclasses.replace(small, links=links)
+    config = dataclasses.replace(BLOCKS, tile=16, halo=6, sections=16, coarsest=15)
+    found, _ = in_blocks(spoilt, config)
+    off = np.sqrt(((found - as_one(spoilt)) ** 2).sum(axis=1))
+    # Where outliers outnumber what is true, either may settle on the other side.
+    assert np.quantile(off, 0.98) < 0.5 and np.sqrt((off**2).mean()) < 0.3
 
 
 def test_cuts_stay_cuts(small):
@@ -91,21 +118,41 @@ def test_cuts_stay_cuts(small):
     assert distance(found, as_one(torn)) < 0.3
 
 
-def test_frozen_sections_stay_and_later_ones_add_nothing_to_them(small):
+def chained(mesh):
+    """One section after the other, each against those before it, with all its nodes at once."""
+    vectors = np.zeros((mesh.shape[0], 2, *mesh.shape[1:]))
+    for z in range(mesh.shape[0]):
+        first = max(0, z - 2)
+        links = [
+            dataclasses.replace(k, first=k.first - first, second=k.second - first)
+            for k in mesh.links
+            if k.first == z
+        ]
+        count = z - first + 1
+        vectors[first : z + 1], _ = relax(
+            (count, *mesh.shape[1:]), links, STRIDE, mesh.config, pixel_nm=4.0,
+            start=vectors[first : z + 1], frozen=np.arange(count) < count - 1,
+        )  # fmt: skip
+    return vectors
+
+
+@pytest.mark.parametrize('tile', [128, 16])
+def test_a_causal_mesh_holds_to_earlier_sections_only(small, tile):
+    config = dataclasses.replace(BLOCKS, tile=tile, halo=6, coarsest=15)
     early = MeshLevel(
         (8, 26, 30), [link for link in small.links if max(link.first, link.second) < 8], STRIDE,
         CONFIG, Sheets.whole((8, 26, 30)),
     )  # fmt: skip
-    before, _ = in_blocks(early)
-    start = np.concatenate([before, np.zeros((4, 2, 26, 30))])
-    found, _ = in_blocks(small, start=start, frozen_until=8)
+    before, _ = in_blocks(early, config, causal=True)
+    found, _ = in_blocks(small, config, causal=True)
     assert found[:8].tobytes() == before.tobytes()
-    expected = as_one(small, start=start, frozen=np.arange(12) < 8)
-    assert distance(found, expected) < 0.3
+    off = np.sqrt(((found - chained(small)) ** 2).sum(axis=1))
+    assert off.max() < 1 and np.quantile(off, 0.99) < 0.2
 
 
 def test_it_is_deterministic_and_a_block_sees_no_more_than_it_reads(small):
-    block = plan_mesh_blocks(small.shape, dataclasses.replace(BLOCKS, tile=16, halo=6), reach=2)[0]
+    config = dataclasses.replace(BLOCKS, tile=16, halo=6, coarsest=15)
+    block = next(plan_levels(small.shape, config, reach=2)[-1].blocks())
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(12, 2, 26, 30))
 
@@ -134,39 +181,37 @@ def test_it_is_deterministic_and_a_block_sees_no_more_than_it_reads(small):
 
 
 @pytest.mark.parametrize('sweep', [0, 1])
-@pytest.mark.parametrize('frozen_until', [0, 5])
-def test_own_ranges_part_the_mesh_and_ramps_blend(sweep, frozen_until):
+@pytest.mark.parametrize('causal', [False, True])
+def test_own_ranges_part_the_mesh(sweep, causal):
     shape = (21, 40, 37)
-    config = BlocksConfig(sections=8, overlap=2, tile=16, halo=4)
-    plan = plan_mesh_blocks(shape, config, reach=2, sweep=sweep, frozen_until=frozen_until)
-    count = np.zeros(shape, int)
-    for block in plan:
-        count[tuple(slice(*r) for r in block.own)] += 1
-        for own, free, read in zip(block.own, block.free, block.read):
-            assert read[0] <= free[0] <= own[0] < own[1] <= free[1] <= read[1]
-        assert block.free[0][0] >= frozen_until
-    assert (count[frozen_until:] == 1).all() and not count[:frozen_until].any()
-    values = np.random.default_rng(0).normal(size=(21, 2, 40, 37))
-    before = values.copy()
-    before[frozen_until:] = 0
-    blended = blend_blocks(before, [(b, values[b.slices]) for b in plan[::-1]])
-    np.testing.assert_allclose(blended, values, atol=1e-12)
-    assert (blended[:frozen_until] == values[:frozen_until]).all()
+    config = BlocksConfig(sections=8, overlap=2, tile=16, halo=4, coarsest=10)
+    for grid in plan_levels(shape, config, reach=2, causal=causal):
+        count = np.zeros(grid.shape, int)
+        for block in grid.blocks(sweep):
+            count[tuple(slice(*r) for r in block.own)] += 1
+            for own, free, read in zip(block.own, block.free, block.read):
+                assert read[0] <= free[0] <= own[0] < own[1] <= free[1] <= read[1]
+            if causal:
+                assert block.own[0] == block.free[0] and block.read[0][1] == block.own[0][1]
+        assert (count == 1).all()
 
 
 def test_a_plan_does_not_depend_on_what_comes_later():
-    config = BlocksConfig(sections=8, overlap=2, tile=16, halo=4)
-    one = plan_mesh_blocks((40, 30, 30), config, reach=2)
-    other = plan_mesh_blocks((56, 30, 30), config, reach=2)
+    config = BlocksConfig(sections=8, overlap=2, tile=16, halo=4, coarsest=16)
+    one, other = (list(plan_levels((n, 30, 30), config, reach=2)[-1].blocks()) for n in (40, 56))
     assert one[: -4 * 2] == other[: len(one) - 4 * 2]
 
 
 def test_levels_keep_linear_flow_and_vectors():
     y, x = np.mgrid[:9, :14].astype(np.float64)
     vectors = np.stack([0.3 * y - x, 0.2 * x])[None]
+    coarse = vectors[:, :, :8, :12].reshape(1, 2, 2, 4, 3, 4).mean(axis=(3, 5))
     np.testing.assert_allclose(
-        refine_vectors(restrict_vectors(vectors[..., :12], 4)[:, :, :2], 4, (8, 12)),
-        vectors[:, :, :8, :12], atol=1e-9,
+        refine_vectors(coarse, 4, (8, 12)), vectors[:, :, :8, :12], atol=1e-9
+    )
+    np.testing.assert_allclose(
+        refine_vectors(coarse[..., 1:], 4, (3, 5), (2, 6), (0, 1)),
+        vectors[:, :, 2:5, 6:11], atol=1e-9,
     )  # fmt: skip
     spoilt = vectors[0, :, :8, :12].astype(np.float32)
     spoilt[:, 2, 5] = 500
@@ -187,15 +232,14 @@ def test_levels_keep_linear_flow_and_vectors():
 def test_what_makes_no_sense_is_refused(small):
     for fields, told in (
         ({'sections': 4, 'overlap': 3}, 'mesh_blocks.overlap is 3'),
-        ({'factors': (4, 3)}, 'multiple of the next'),
-        ({'factors': ()}, 'is empty'),
+        ({'tile': 17, 'halo': 2, 'coarsest': 8}, 'must be even'),
+        ({'tile': 32, 'coarsest': 64}, 'holds a whole section'),
         ({'sweeps': 0}, 'mesh_blocks.sweeps is 0'),
     ):
         with pytest.raises(ValueError, match=told):
             BlocksConfig(**fields)
-    with pytest.raises(ValueError, match='frozen_until is 3'):
-        in_blocks(small, frozen_until=3)
-    block = plan_mesh_blocks(small.shape, BlocksConfig(tile=8, halo=2, sections=8), reach=2)[0]
+    config = BlocksConfig(tile=8, halo=2, sections=16, coarsest=8)
+    block = next(plan_levels(small.shape, config, reach=2)[-1].blocks())
     start = np.full((12, 2, 26, 30), 80.0)[block.slices]
     with pytest.raises(ValueError, match='must be shorter'):
         relax_block(block, [], start, STRIDE, CONFIG, pixel_nm=4.0)

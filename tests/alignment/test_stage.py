@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from h01_beam.acquisition.importers import ImportConfig
-from h01_beam.alignment.blocks import MATCHES, PlaceSections
+from h01_beam.alignment.blocks import MATCHES, MeasureFrame, PlaceSections
 from h01_beam.alignment.coarse import CoarseConfig
 from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.figures import describe_sections, figures
@@ -18,13 +18,14 @@ from h01_beam.alignment.maps import CoordinateMap
 from h01_beam.alignment.stage import build_align_job
 from h01_beam.export.finished_run import FinishedRun
 from h01_beam.finish import FinishRun
+from h01_beam.geometry import Block
 from h01_beam.imaging.masks import TissueConfig
 from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.mesh import ElasticConfig
 from h01_beam.stitching.offsets import OffsetConfig
 from h01_beam.volume import Volume
 from tests.alignment.acquisition import read, write_acquisition
-from tests.arrays import run_pipeline
+from tests.arrays import box, run_pipeline
 
 FLOW = FlowConfig(
     stride=16,
@@ -187,3 +188,24 @@ def test_flow_that_ends_coarse_is_refused():
     coarse = FlowConfig(levels=(FlowLevel(downsample=2, patch=64, search=12),))
     with pytest.raises(ValueError, match=r'align\.flow\.levels ends with downsample 2'):
         AlignConfig(flow=coarse)
+
+
+def test_beyond_the_last_nodes_the_mesh_goes_on_as_at_the_border():
+    vectors = np.random.default_rng(0).normal(size=(2, 5, 6)).astype(np.float32)
+    mesh = CoordinateMap(vectors, (0.0, 0.0), 16.0)
+    to_frame = ToFrame(np.eye(2, 3), mesh, 1)
+    places = np.array([[64.0, 75.0, 20.0, 79.0], [80.0, 80.0, 95.0, 95.0]])
+    ends = np.minimum(places, [[64.0], [80.0]])
+    np.testing.assert_allclose(to_frame(places), places + (mesh(ends) - ends), atol=1e-6)
+    assert np.isfinite(to_frame.over((0, 0), (80, 96)).vectors).all()
+
+
+def test_the_frame_tells_what_it_cuts_off():
+    affines = {'section': np.array([3]), 'state': np.array(['placed'], object)}
+    values = {'yy': 1.0, 'yx': 0.0, 'y1': 32.0 - 80, 'xy': 0.0, 'xx': 1.0, 'x1': 32.0}
+    affines |= {name: np.array([value]) for name, value in values.items()}
+    tissue = np.ones((1, 100, 100), np.uint8)
+    block = Block((3, 0, 0), box((3, 0, 0), (1, 1, 1)), box((3, 0, 0), (1, 1, 1)))
+    rows = MeasureFrame(4, 32, (464, 464))(tissue, affines, block).rows['frame']
+    # Rows up to the 12th lie above the frame, the first by 46.5 pixels.
+    assert rows['cut_off'][0] == pytest.approx(0.12) and rows['margin'][0] == 79
