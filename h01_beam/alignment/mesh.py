@@ -13,14 +13,19 @@ one has at q + f(q), both sections show the same at p when
 
 All sections move at once: minimized is
 
-    sum w |u_b - u_a - f|^2  +  stiffness * sum |u_i - u_j|^2  +  anchor * sum |u|^2
-        (links)                          (neighbouring nodes)              (all nodes)
+    sum w |u_b - u_a - f|^2  +  bending * sum |u_h - 2 u_i + u_j|^2 + 2 |u_g - u_h - u_i + u_j|^2
+        (links)                             (three in a row)            (four in a square)
+                             +  stiffness * sum |u_i - u_j|^2  +  anchor * sum |u|^2
+                                         (neighbouring nodes)          (all nodes)
 
-which is linear in u but for f, taken where u was, and for the weights w: nodes that still disagree
-lose their pull (Geman and McClure), at first gently. So a few linear problems are solved one after
-the other, each by conjugate gradients. Unlike a chain of pairwise steps, this drifts no further
-than the anchor allows, and one bad section bends none of the others. What a tear or a fold parts is
-not held together: the stiffness between those nodes is 0.
+Stiffness pulls towards the affine maps that sections were placed by; bending leaves turns and
+stretches free, and takes what flow has of noise from node to node.
+
+The sum is quadratic in u but for f, taken where u was, and for the weights w: nodes that still
+disagree lose their pull (Geman and McClure), at first gently. So a few linear problems are solved
+one after the other, each by conjugate gradients. Unlike a chain of pairwise steps, this drifts no
+further than the anchor allows, and one bad section bends none of the others. What a tear or a fold
+parts is not held together: stiffness and bending between those nodes are 0.
 """
 
 from __future__ import annotations
@@ -45,6 +50,7 @@ class MeshConfig:
     """How stiff sections are; a fully trusted node of flow pulls with 1.
 
     Attributes:
+      bending: of each three nodes in a row.
       stiffness: between neighbouring nodes.
       anchor: of each node to its place in the rough alignment.
       outlier_nm: nodes that disagree with their flow by this much pull a quarter as strongly.
@@ -53,7 +59,8 @@ class MeshConfig:
       max_steps: of conjugate gradients for one.
     """
 
-    stiffness: float = 0.1
+    bending: float = 0.5
+    stiffness: float = 0.01
     anchor: float = 0.01
     outlier_nm: float = 16.0
     rounds: int = 5
@@ -62,12 +69,19 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         """Checks the fields."""
-        for name in ('stiffness', 'anchor', 'outlier_nm', 'tolerance'):
+        for name in ('bending', 'stiffness', 'anchor', 'outlier_nm', 'tolerance'):
             if not getattr(self, name) > 0:
                 raise ValueError(f'mesh.{name} is {getattr(self, name)}: must be above 0')
         for name in ('rounds', 'max_steps'):
             if getattr(self, name) < 1:
                 raise ValueError(f'mesh.{name} is {getattr(self, name)}: must be 1 or more')
+
+
+    def coarser(self, factor: int) -> MeshConfig:
+        """As stiff with one node in place of factor x factor, and fewer links that pull at it."""
+        return dataclasses.replace(
+            self, bending=self.bending / factor**4, stiffness=self.stiffness / factor**2
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,8 +237,15 @@ class _System:
         frozen: Bools | None,
     ) -> None:
         self._links, self._config = links, config
-        self._along_y = config.stiffness * sheets.along_y[:, None].astype(np.float64)
-        self._along_x = config.stiffness * sheets.along_x[:, None].astype(np.float64)
+        along_y, along_x = (
+            along[:, None].astype(np.float64) for along in (sheets.along_y, sheets.along_x)
+        )
+        self._along_y, self._along_x = config.stiffness * along_y, config.stiffness * along_x
+        # A cut edge bends nothing.
+        self._bent_y = config.bending * along_y[:, :, 1:] * along_y[:, :, :-1]
+        self._bent_x = config.bending * along_x[..., 1:] * along_x[..., :-1]
+        edges = along_y[..., 1:] * along_y[..., :-1] * along_x[:, :, 1:] * along_x[:, :, :-1]
+        self._twisted = 2 * config.bending * edges
         free = np.ones(shape[0]) if frozen is None else 1.0 - frozen
         self._free = free[:, None] if free.ndim == 3 else free[:, None, None, None]
 
@@ -260,11 +281,27 @@ class _System:
         rise = self._along_x * np.diff(vectors, axis=3)
         result[..., :-1] -= rise
         result[..., 1:] += rise
+        self._bend(vectors, result)
         for link, weight in zip(self._links, weights, strict=True):
             pull = weight * (vectors[link.second] - vectors[link.first])
             result[link.second] += pull
             result[link.first] -= pull
         return result
+
+    def _bend(self, vectors: Reals, result: Reals) -> None:
+        bent = self._bent_y * np.diff(vectors, 2, axis=2)
+        result[:, :, :-2] += bent
+        result[:, :, 1:-1] -= 2 * bent
+        result[:, :, 2:] += bent
+        bent = self._bent_x * np.diff(vectors, 2, axis=3)
+        result[..., :-2] += bent
+        result[..., 1:-1] -= 2 * bent
+        result[..., 2:] += bent
+        twisted = self._twisted * np.diff(np.diff(vectors, axis=2), axis=3)
+        result[:, :, 1:, 1:] += twisted
+        result[:, :, :-1, :-1] += twisted
+        result[:, :, 1:, :-1] -= twisted
+        result[:, :, :-1, 1:] -= twisted
 
     def _rhs(self, shape: tuple[int, ...], pulls: Reals, weights: Reals) -> Reals:
         result = np.zeros(shape)
@@ -279,6 +316,13 @@ class _System:
         result[:, :, 1:] += self._along_y
         result[..., :-1] += self._along_x
         result[..., 1:] += self._along_x
+        for bent, part in ((self._bent_y, np.s_[:, :]), (self._bent_x, np.s_[:, :, :])):
+            result[(*part, np.s_[:-2])] += bent
+            result[(*part, np.s_[1:-1])] += 4 * bent
+            result[(*part, np.s_[2:])] += bent
+        for y in (np.s_[1:], np.s_[:-1]):
+            for x in (np.s_[1:], np.s_[:-1]):
+                result[:, :, y, x] += self._twisted
         for link, weight in zip(self._links, weights, strict=True):
             result[link.second] += weight
             result[link.first] += weight

@@ -42,8 +42,7 @@ def coarsen_mesh(mesh: MeshLevel, factor: int) -> MeshLevel:
         (sections, -(-h // factor), -(-w // factor)),
         [coarsen_link(link, factor) for link in mesh.links],
         mesh.stride * factor,
-        # Fewer, longer springs, as stiff against the fewer links that pull at them.
-        dataclasses.replace(mesh.config, stiffness=mesh.config.stiffness / factor**2),
+        mesh.config.coarser(factor),
         coarsen_sheets(mesh.sheets, factor),
     )
 

@@ -89,26 +89,33 @@ def test_it_is_the_minimum_of_the_stated_energy():
     place = np.arange(60).reshape(shape)
     rows, values = [], []
 
-    def term(weight, plus, minus, value):
+    def term(weight, plus, minus, value=(0, 0)):
         row = np.zeros(60)
-        row[plus] += np.sqrt(weight)
-        if minus is not None:
-            row[minus] -= np.sqrt(weight)
+        np.add.at(row, plus, np.sqrt(weight))
+        np.add.at(row, minus, -np.sqrt(weight))
         rows.append(row)
         values.append(np.sqrt(weight) * np.asarray(value))
 
     for link in links:
         for i, j in np.ndindex(4, 5):
             term(
-                link.weight[i, j], place[link.second, i, j], place[link.first, i, j],
+                link.weight[i, j], [place[link.second, i, j]], [place[link.first, i, j]],
                 link.vectors[:, i, j],
             )  # fmt: skip
     for z, i, j in np.ndindex(shape):
-        term(config.anchor, place[z, i, j], None, (0, 0))
+        node = place[z, i, j]
+        term(config.anchor, [node], [])
+        whole = z != 1 or j != 2  # the edge to the next in x
         if i < 3:
-            term(config.stiffness, place[z, i + 1, j], place[z, i, j], (0, 0))
-        if j < 4 and (z, j) != (1, 2):
-            term(config.stiffness, place[z, i, j + 1], place[z, i, j], (0, 0))
+            term(config.stiffness, [node + 5], [node])
+        if j < 4 and whole:
+            term(config.stiffness, [node + 1], [node])
+        if i < 2:
+            term(config.bending, [node, node + 10], [node + 5, node + 5])
+        if j < 3 and whole and (z, j) != (1, 1):
+            term(config.bending, [node, node + 2], [node + 1, node + 1])
+        if i < 3 and j < 4 and whole:
+            term(2 * config.bending, [node, node + 6], [node + 1, node + 5])
     expected = np.linalg.lstsq(np.stack(rows), np.stack(values), rcond=None)[0]
     np.testing.assert_allclose(np.moveaxis(vectors, 1, -1).reshape(60, 2), expected, atol=1e-6)
 
@@ -200,7 +207,9 @@ def test_arrays_that_do_not_fit_are_refused(fields):
         solve([], **fields)
 
 
-@pytest.mark.parametrize('name', ['stiffness', 'anchor', 'outlier_nm', 'rounds', 'max_steps'])
+@pytest.mark.parametrize(
+    'name', ['bending', 'stiffness', 'anchor', 'outlier_nm', 'rounds', 'max_steps']
+)
 def test_a_config_that_makes_no_sense_is_refused(name):
     with pytest.raises(ValueError, match=f'mesh.{name} is 0'):
         MeshConfig(**{name: 0})

@@ -127,9 +127,7 @@ class RelaxMesh:
         start = self._start(mine, block, before, earlier)
         # Blocks count from the first section and node that they read.
         local = MeshBlock(*(_moved(r, mine.read) for r in (mine.own, mine.free, mine.read)))
-        config = dataclasses.replace(
-            self.config, stiffness=self.config.stiffness / self.grid.factor**2
-        )
+        config = self.config.coarser(self.grid.factor)
         moved = relax_block(
             local, links_of_block(split_links(flows), local), start, self.stride, config,
             pixel_nm=self.pixel_nm, sheets=None if sheets is None else as_sheets(sheets),
