@@ -21,7 +21,8 @@ from typing import Any
 from absl import app
 
 from h01_beam.acquisition.importers import import_acquisition
-from h01_beam.alignment.figures import describe_sections, figures
+from h01_beam.alignment.account import describe_sections
+from h01_beam.alignment.figures import figures
 from h01_beam.alignment.job import AlignJob, highlights, select
 from h01_beam.alignment.stage import build_align_job
 from h01_beam.config import from_dict, load

@@ -1,9 +1,8 @@
-"""What became of every section, and pictures of the aligned volume, for the report."""
+"""Pictures of the aligned volume, for the report."""
 
 from __future__ import annotations
 
 import io
-import math
 from typing import Any
 
 import numpy as np
@@ -12,85 +11,10 @@ from matplotlib.figure import Figure
 
 from h01_beam import storage
 from h01_beam.acquisition import figures as acquisition_figures
-from h01_beam.alignment.elastic.damage import join_parts
+from h01_beam.alignment.account import describe_sections
 from h01_beam.export.finished_run import FinishedRun
 
 INK, ACCENT, SECOND, LINE = '#1c2330', '#3d6fb4', '#c4622d', '#dde2ea'
-
-
-def describe_sections(run_path: str) -> list[dict[str, Any]]:
-    """What became of every section of a run: one dictionary each, for report.json.
-
-    Args:
-      run_path: the run directory.
-
-    Returns:
-      section: its number; state: 'missing' (no usable tile), 'placed', 'loose' (ties to other
-      sections, but not to most), 'unmatched'; reason; tiles and how many are good, suspect, bad or
-      missing; cut_off: share of the tissue beyond the aligned frame; loose_tiles and outlier_pairs
-      of stitching; folds and tears, how many; seam_rms_px; matches and their misfit;
-      flow_known: share of the nodes; jitter_px: RMS by which the mesh and the flow disagree.
-    """
-    run = FinishedRun(run_path)
-    names = ('sections', 'solved', 'seam_quality', 'affines', 'links', 'misplaced', 'frame')
-    checked, solved, seams, affines, links, misplaced, frame = (run.all_rows(n) for n in names)
-    better = dict(zip(misplaced['section'].tolist(), misplaced['better'].tolist(), strict=True))
-    rows = []
-    for position, number in enumerate(checked['section'].tolist()):
-        usable = checked['state'][position] != 'missing'
-        row: dict[str, Any] = {
-            'section': number,
-            'state': str(affines['state'][position]) if usable else 'missing',
-            'reason': str(checked['reason'][position]),
-        }
-        if position in better:
-            place = int(checked['section'][better[position]])
-            row['reason'] = f'{row["reason"]} it looks as if it belonged at {place}'.strip()
-        row['cut_off'] = None
-        for place in np.flatnonzero(frame['section'] == position).tolist():
-            row['cut_off'] = round(float(frame['cut_off'][place]), 4)
-            if frame['cut_off'][place]:
-                reach = int(frame['margin'][place])
-                told = (
-                    f'{row["cut_off"]:.2%} of its tissue is cut off: align.margin must be {reach}'
-                )
-                row['reason'] = f'{row["reason"]} {told}'.strip()
-        row |= _damage_of(run, position)
-        row['reason'] = f'{row["reason"]} {row.pop("damage")}'.strip()
-        for name in ('tiles', 'good', 'suspect', 'bad', 'missing'):
-            row[name] = int(checked[name][position])
-        mine = solved['section'] == number
-        for name in ('loose_tiles', 'lost_pairs', 'outlier_pairs', 'tiles_beyond_margin'):
-            row[name] = int(solved[name][mine].sum())
-        seam = seams['section'] == number
-        points = int(seams['points'][seam].sum())
-        row['seam_rms_px'] = (
-            round(math.sqrt(seams['squares'][seam].sum() / points), 3) if points else None
-        )
-        row['matches'] = int(affines['matches'][position])
-        link = (links['first'] == position) | (links['second'] == position)
-        nodes, known, compared, squares = (
-            float(links[name][link].sum()) for name in ('nodes', 'known', 'compared', 'squares')
-        )
-        row['flow_known'] = round(known / nodes, 3) if nodes else None
-        row['jitter_px'] = round(math.sqrt(squares / compared), 3) if compared else None
-        rows.append(row)
-    return rows
-
-
-def _damage_of(run: FinishedRun, position: int) -> dict[str, Any]:
-    """How many folds and tears a section has, and how to say so."""
-    if run.manifest['config']['align']['discontinuities'] is None:
-        return {'folds': None, 'tears': None, 'damage': ''}
-    config = run.manifest['config']
-    pitch = config['align']['flow']['stride'] * config['stitch']['downsample']
-    lines = join_parts(run.all_rows('damage'), position, 3 * pitch)
-    micrometres = config['tiles']['pixel_nm'] / 1000
-    told = [f'a {kind} of {extent * micrometres:.1f} um' for kind, extent in lines]
-    kinds = [kind for kind, _ in lines]
-    return {
-        'folds': kinds.count('fold'), 'tears': kinds.count('tear'), 'damage': ', '.join(told),
-    }  # fmt: skip
 
 
 def figures(run_path: str) -> dict[str, str]:

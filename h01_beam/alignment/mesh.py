@@ -76,7 +76,6 @@ class MeshConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f'mesh.{name} is {getattr(self, name)}: must be 1 or more')
 
-
     def coarser(self, factor: int) -> MeshConfig:
         """As stiff with one node in place of factor x factor, and fewer links that pull at it."""
         return dataclasses.replace(

@@ -21,7 +21,8 @@ A block's result depends on its flow, on what it begins with and on nothing else
 links for each section (`MeshGrid.working_bytes`): nothing grows with the stack. Levels are added
 until a section has few nodes, so that many sections fit a block of the coarsest one. The number of
 sweeps is fixed beforehand. It may be small because each level leaves to the next only what a coarse
-mesh cannot show: that is felt (bending / anchor)^(1/4) nodes away, 3 by default, and a few sections.
+mesh cannot show: that is felt (bending / anchor)^(1/4) nodes away, 3 by default, and a few
+sections.
 
 In a causal mesh a section is relaxed between nothing but those before it, which are held: sections
 that are added move none of the earlier ones.

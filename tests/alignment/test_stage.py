@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from h01_beam.acquisition.importers import ImportConfig
+from h01_beam.alignment.account import describe_sections
 from h01_beam.alignment.blocks import MATCHES, MeasureFrame, PlaceSections
 from h01_beam.alignment.coarse import CoarseConfig
 from h01_beam.alignment.config import AlignConfig
-from h01_beam.alignment.figures import describe_sections, figures
+from h01_beam.alignment.figures import figures
 from h01_beam.alignment.flow import FlowConfig, FlowLevel
 from h01_beam.alignment.frames import Slices, ToFrame, rescale_affine
 from h01_beam.alignment.job import AlignJob, highlights, select
