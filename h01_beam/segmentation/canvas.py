@@ -27,6 +27,14 @@ Predict = Callable[[Float32, Float32], Float32]
 OBJECT_DTYPE = np.dtype(
     [('id', '<u4'), ('seed', '<i4', (3,)), ('voxels', '<i8'), ('iterations', '<i4')]
 )
+# An object painted over an earlier one: voxels that both claim, those that the earlier kept, those
+# that the later painted in all.
+OVERLAP_DTYPE = np.dtype(
+    [
+        ('earlier', '<u4'), ('later', '<u4'),
+        ('shared', '<i8'), ('earlier_voxels', '<i8'), ('later_voxels', '<i8'),
+    ]
+)  # fmt: skip
 COUNTERS = (
     'seeds_tried',
     'seeds_skipped_labelled',
@@ -53,6 +61,8 @@ class Canvas:
       labels: zyx uint32, ids of the finished objects from 1 in order of creation, 0 elsewhere.
       logits: zyx float32, the object being painted; NaN where the network has not been.
       objects: one (id, seed, voxels, iterations) for each finished object.
+      overlaps: one (earlier, later, shared, earlier_voxels, later_voxels) for each pair of objects
+        of which the later was painted over the earlier.
       counters: what happened so far, by the names in `COUNTERS`.
       predict_s: seconds spent in `predict`, waiting included.
     """
@@ -70,6 +80,7 @@ class Canvas:
         self.labels = np.zeros(image.shape, np.uint32)
         self.logits = np.full(image.shape, np.nan, np.float32)
         self.objects: list[tuple[int, Triple, int, int]] = []
+        self.overlaps: list[tuple[int, int, int, int, int]] = []
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.predict_s = 0.0
         self._image = image
@@ -228,7 +239,8 @@ class Canvas:
         labels = self.labels[box]
         # Comparisons with NaN are false: voxels that were not visited stay out.
         mask = self.logits[box] >= self._segment_logit
-        painted = int(np.count_nonzero(mask))
+        shared = np.bincount(labels[mask], minlength=1)
+        painted = int(shared.sum())
         mask &= labels == 0
         if self._config.min_piece_size > 1:
             mask = cc3d.dust(mask, threshold=self._config.min_piece_size, connectivity=26)
@@ -236,6 +248,11 @@ class Canvas:
         if voxels < self._config.min_segment_size:
             return 0
         self.counters['objects'] += 1
+        self.overlaps += [
+            (earlier, self.counters['objects'], int(shared[earlier]), kept, painted)
+            for earlier, _, kept, _ in self.objects
+            if earlier < len(shared) and shared[earlier]
+        ]
         self.counters['voxels'] += voxels
         self.counters['voxels_overlapping'] += painted - voxels
         np.copyto(labels, np.uint32(self.counters['objects']), where=mask)

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from h01_beam.geometry import Triple, as_triple
 from h01_beam.segmentation import seeds
-from h01_beam.segmentation.canvas import OBJECT_DTYPE, Canvas, Predict
+from h01_beam.segmentation.canvas import OBJECT_DTYPE, OVERLAP_DTYPE, Canvas, Predict
 from h01_beam.segmentation.ffn_config import FfnConfig
 from h01_beam.segmentation.movement import check_deltas
 
@@ -50,6 +50,8 @@ class FloodFill:
       labels: zyx uint32, the shape of the image; local ids from 1, 0 = unlabelled.
       objects: one record for each object, in ascending order of id: `id`, `seed` (zyx),
         `voxels` (those it was the first to claim), `iterations` (FOV steps).
+      overlaps: one record for each pair of objects of which the later was painted over the earlier;
+        see `canvas.OVERLAP_DTYPE`.
       counters: seeds, FOV steps, moves and objects, with the reasons of refusal, by the names
         in `canvas.COUNTERS`; equal for equal input.
       seconds: 'total', 'seeds', and 'predict' (in the network, or waiting for it).
@@ -57,6 +59,7 @@ class FloodFill:
 
     labels: npt.NDArray[np.uint32]
     objects: npt.NDArray[np.void]
+    overlaps: npt.NDArray[np.void]
     counters: dict[str, int]
     seconds: dict[str, float]
 
@@ -125,6 +128,7 @@ def flood_fill(
     return FloodFill(
         labels=canvas.labels,
         objects=np.array(canvas.objects, OBJECT_DTYPE),
+        overlaps=np.array(canvas.overlaps, OVERLAP_DTYPE),
         counters=canvas.counters,
         seconds={
             'seeds': seeds_s,

@@ -63,12 +63,15 @@ class FloodBlock:
         voxels = np.bincount(
             flooded.labels[block.core_in_read].ravel(), minlength=len(flooded.objects) + 1
         )
-        rows = _object_rows(flooded.objects, voxels, block, base)
         ids = supervoxel_ids(flooded.labels, voxels, base)
         metrics = {k: float(v) for k, v in flooded.counters.items()}
         metrics |= {'seed_seconds': flooded.seconds['seeds'], **share()}
         arrays = {'block_labels': self.slots.pad(ids, block)}
-        return BlockResult(arrays=arrays, rows={'objects': rows}, metrics=metrics)
+        rows = {
+            'objects': _object_rows(flooded.objects, voxels, block, base),
+            'overlaps': _overlap_rows(flooded.overlaps, voxels, base),
+        }
+        return BlockResult(arrays=arrays, rows=rows, metrics=metrics)
 
 
 def _faces(block: Block, bounds: BoundingBox) -> Faces:
@@ -185,4 +188,19 @@ def _object_rows(
         'seed_x': seed[:, 2],
         'voxels': voxels[objects['id']],
         'fov_steps': objects['iterations'],
+    }
+
+
+def _overlap_rows(
+    overlaps: np.ndarray, voxels: np.ndarray, base: np.uint64
+) -> dict[str, np.ndarray]:
+    """Pairs of objects that both reach into the core, as edges."""
+    kept = (voxels[overlaps['earlier']] > 0) & (voxels[overlaps['later']] > 0)
+    overlaps = overlaps[kept]
+    return {
+        'a': base + overlaps['earlier'].astype(np.uint64),
+        'b': base + overlaps['later'].astype(np.uint64),
+        'overlap': overlaps['shared'],
+        'size_a': overlaps['earlier_voxels'],
+        'size_b': overlaps['later_voxels'],
     }

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h01_beam.segmentation.labels import Counts, Ids, count_pairs
+from h01_beam.tables import Columns
 
 Rule: TypeAlias = Literal['contained', 'mutual']
 
@@ -44,11 +45,16 @@ class MatchConfig:
       min_overlap: least voxels that matched ids share. On synthetic tissue (two networks, 357
         joins) half of the joins on fewer than 200 voxels were wrong, and 8 % of the others: what
         floods across a membrane by mistake is a small tip.
+      painted_fraction: two objects of one block are one if the network, which paints each as if the
+        others were not there, painted the later over more than this share of the earlier, or
+        painted more than this share of it there. None: never, as published, where such overlaps are
+        left to agglomeration.
     """
 
     rule: Rule = 'contained'
     contained_fraction: float = 0.5
     min_overlap: int = 200
+    painted_fraction: float | None = None
 
     def __post_init__(self) -> None:
         if self.rule not in ('contained', 'mutual'):
@@ -60,6 +66,11 @@ class MatchConfig:
             )
         if self.min_overlap < 1:
             raise ValueError(f'match.min_overlap is {self.min_overlap}: must be at least 1 voxel')
+        if self.painted_fraction is not None and not 0 < self.painted_fraction < 1:
+            raise ValueError(
+                f'match.painted_fraction is {self.painted_fraction}: must lie in (0, 1), or be '
+                'null for no joins within a block'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +148,25 @@ def match_overlap(labels_a: Ids, labels_b: Ids, config: MatchConfig | None = Non
         matched |= pairs.overlap > config.contained_fraction * pairs.size_a
         matched |= pairs.overlap > config.contained_fraction * pairs.size_b
     return pairs.select(matched & (pairs.overlap >= config.min_overlap))
+
+
+def match_painted(overlaps: Columns, config: MatchConfig) -> Columns:
+    """Of the pairs of objects of one block that were painted over each other, those that are one.
+
+    Args:
+      overlaps: columns a, b, overlap, size_a, size_b; sizes of the earlier object, and of all that
+        was painted of the later.
+      config: `min_overlap` and `painted_fraction`.
+
+    Returns:
+      the same columns, fewer rows.
+    """
+    if config.painted_fraction is None:
+        kept = np.zeros(len(overlaps['a']), np.bool_)
+    else:
+        least = config.painted_fraction * np.minimum(overlaps['size_a'], overlaps['size_b'])
+        kept = (overlaps['overlap'] > least) & (overlaps['overlap'] >= config.min_overlap)
+    return {name: column[kept] for name, column in overlaps.items()}
 
 
 def mutual_maxima(pairs: Overlaps) -> NDArray[np.bool_]:

@@ -34,7 +34,7 @@ from h01_beam.run import Run
 from h01_beam.segmentation.config import SegmentConfig, make_envelope, make_grid
 from h01_beam.segmentation.fill import FACES, Face, fill_blanks
 from h01_beam.segmentation.flood import LOCAL_BITS, FloodBlock
-from h01_beam.segmentation.reconcile import MatchConfig, match_overlap
+from h01_beam.segmentation.reconcile import MatchConfig, match_overlap, match_painted
 from h01_beam.slots import SeenBy, SlotBox, Slots
 from h01_beam.subrun import SubRun
 from h01_beam.volume import Volume, VolumeSpec
@@ -69,7 +69,7 @@ def build_segment(root: Any, config: SegmentConfig, run: Run) -> Segmented:
     layout = _Layout.of(config, run)
     run.write_manifest('segmentation', config, {'ffn': layout.model.sha256})
     flood = _flood(config, layout, run)
-    return _reconcile(root, root | flood, config, layout, run)
+    return _reconcile(root, root | flood, config, layout, run, overlaps=True)
 
 
 def build_baseline(root: Any, config: SegmentConfig, run: Run) -> Segmented:
@@ -93,7 +93,7 @@ def build_baseline(root: Any, config: SegmentConfig, run: Run) -> Segmented:
         config=[config.baseline, layout.slots.grid.halo],
         run=run,
     )
-    return _reconcile(root, root | watershed, config, layout, run)
+    return _reconcile(root, root | watershed, config, layout, run, overlaps=False)
 
 
 def build_scored(root: Any, config: SegmentConfig, run: Run) -> Segmented:
@@ -186,13 +186,18 @@ class _Layout:
 
 
 def _reconcile(
-    root: Any, flooded: beam.PCollection, config: SegmentConfig, layout: _Layout, run: Run
+    root: Any,
+    flooded: beam.PCollection,
+    config: SegmentConfig,
+    layout: _Layout,
+    run: Run,
+    overlaps: bool,
 ) -> Segmented:
-    """From block labels to one segmentation and its pyramid."""
+    """From block labels, and the table `overlaps` if there is one, to one segmentation."""
     labels, slots, block_labels = layout.labels, layout.slots, layout.block_labels
     supervoxels = _work_volume(labels, 'supervoxels', run)
     matched = root | _match(
-        config.reconcile.match, layout.envelope, slots, block_labels, run, flooded
+        config.reconcile.match, layout.envelope, slots, block_labels, run, flooded, overlaps
     )
     assigned = matched | AssignSegments(
         slots.grid, run, local_bits=LOCAL_BITS, shard_rows=config.reconcile.shard_rows
@@ -248,7 +253,7 @@ def _flood(config: SegmentConfig, layout: _Layout, run: Run) -> MapBlocks:
         stage='flood',
         reads=_image_reads(config, layout),
         writes={'block_labels': layout.slot_write},
-        table_writes={'objects': tables.OBJECTS},
+        table_writes={'objects': tables.OBJECTS, 'overlaps': tables.EDGES},
         grid=slots.grid,
         # A block lies in its slot behind a halo, which its read box does not tell where it clips.
         config=[ffn, config.inference.precision, config.inference.batch_size, slots.grid.halo],
@@ -265,6 +270,7 @@ def _match(
     block_labels: VolumeSpec,
     run: Run,
     flooded: beam.PCollection,
+    overlaps: bool,
 ) -> MapBlocks:
     reads = {}
     for axis, name in enumerate('zyx'):
@@ -275,6 +281,7 @@ def _match(
         MatchOverlaps(config, _reach(slots.grid, envelope)),
         stage='match',
         reads=reads,
+        table_reads={'overlaps': CoreBox()} if overlaps else {},
         table_writes={'edges': tables.EDGES},
         grid=slots.grid,
         config=[config, envelope],
@@ -325,7 +332,10 @@ def _face_name(face: Face) -> str:
 
 
 class MatchOverlaps:
-    """Matches a block with its three predecessors: what either saw of their overlap."""
+    """Matches a block with its three predecessors: what either saw of their overlap.
+
+    And its own objects with each other, where one was painted over another.
+    """
 
     def __init__(self, config: MatchConfig, reach: Triple):
         self._config = config
@@ -343,13 +353,16 @@ class MatchOverlaps:
         after_y: np.ndarray | None,
         before_x: np.ndarray | None,
         after_x: np.ndarray | None,
+        overlaps: tables.Columns | None = None,
     ) -> BlockResult:
-        overlaps = ((before_z, after_z), (before_y, after_y), (before_x, after_x))
+        seen = ((before_z, after_z), (before_y, after_y), (before_x, after_x))
         parts = [
             match_overlap(before, after, self._config).columns()
-            for before, after in overlaps
+            for before, after in seen
             if before is not None and after is not None
         ]
+        if overlaps is not None:
+            parts.append(match_painted(overlaps, self._config))
         return BlockResult(rows={'edges': tables.concatenate(parts, tables.EDGES)})
 
 

@@ -240,6 +240,8 @@ def test_small_object_is_rejected_by_its_new_voxels_only():
     )
     assert keep.objects['voxels'].tolist() == [fov_voxels, new_voxels]
     assert keep.counters['voxels_overlapping'] == fov_voxels - new_voxels
+    shared = fov_voxels - new_voxels
+    assert keep.overlaps.tolist() == [(1, 2, shared, fov_voxels, fov_voxels)]
     drop = flood(
         image,
         in_place,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from h01_beam.segmentation import reconcile
-from h01_beam.segmentation.reconcile import MatchConfig, match_overlap
+from h01_beam.segmentation.reconcile import MatchConfig, match_overlap, match_painted
 
 Edges = set[tuple[int, int, int, int, int]]
 
@@ -196,6 +196,7 @@ def test_empty_slabs_and_large_ids() -> None:
     [
         ({'rule': 'all'}, r"match\.rule is 'all'"),
         ({'min_overlap': 0}, r'match\.min_overlap is 0'),
+        ({'painted_fraction': 1.0}, r'match\.painted_fraction is 1\.0'),
         ({'contained_fraction': 0.4}, r'match\.contained_fraction is 0\.4'),
         ({'contained_fraction': 1.0}, r'match\.contained_fraction is 1\.0'),
     ],
@@ -211,3 +212,17 @@ def test_bad_labels_are_refused() -> None:
         match_overlap(labels, labels.astype(np.int64))
     with pytest.raises(ValueError, match='same voxels'):
         match_overlap(labels, labels[..., :2])
+
+
+def test_objects_painted_over_each_other_are_one_if_the_smaller_is_covered():
+    overlaps = {
+        'a': np.array([1, 1, 2, 3], np.uint64),
+        'b': np.array([2, 3, 3, 4], np.uint64),
+        'overlap': np.array([71, 70, 71, 9]),
+        'size_a': np.array([100, 100, 5000, 10]),
+        'size_b': np.array([900, 900, 100, 900]),
+    }
+    found = match_painted(overlaps, MatchConfig(min_overlap=10, painted_fraction=0.7))
+    assert found['a'].tolist() == [1, 2] and found['b'].tolist() == [2, 3]
+    assert found.keys() == overlaps.keys()
+    assert not len(match_painted(overlaps, MatchConfig(min_overlap=10))['a'])

@@ -152,7 +152,7 @@ def keys_of(folder, acquisition, config):
         ({'downsample': 2}, {'render_montage'}),
         ({'gains': GainConfig(level_tolerance=9.0)}, {'solve_gains'}),
     ],
-    ids=str,
+    ids=['memory', 'stiffness', 'stride', 'offsets', 'margin', 'downsample', 'gains'],
 )
 def test_a_parameter_is_part_of_the_stages_that_read_it(tmp_path, change, stages):
     acquisition = acquire([columns(*zip((0, 0, 0), (0, 0, 1)), shape=SHAPE)])
