@@ -196,6 +196,7 @@ def test_empty_slabs_and_large_ids() -> None:
     [
         ({'rule': 'all'}, r"match\.rule is 'all'"),
         ({'min_overlap': 0}, r'match\.min_overlap is 0'),
+        ({'min_painted': 0}, r'match\.min_painted is 0'),
         ({'painted_fraction': 1.0}, r'match\.painted_fraction is 1\.0'),
         ({'contained_fraction': 0.4}, r'match\.contained_fraction is 0\.4'),
         ({'contained_fraction': 1.0}, r'match\.contained_fraction is 1\.0'),
@@ -222,7 +223,7 @@ def test_objects_painted_over_each_other_are_one_if_the_smaller_is_covered():
         'size_a': np.array([100, 100, 5000, 10]),
         'size_b': np.array([900, 900, 100, 900]),
     }
-    found = match_painted(overlaps, MatchConfig(min_overlap=10, painted_fraction=0.7))
+    found = match_painted(overlaps, MatchConfig(min_painted=10, painted_fraction=0.7))
     assert found['a'].tolist() == [1, 2] and found['b'].tolist() == [2, 3]
     assert found.keys() == overlaps.keys()
-    assert not len(match_painted(overlaps, MatchConfig(min_overlap=10))['a'])
+    assert not len(match_painted(overlaps, MatchConfig(min_painted=10))['a'])
