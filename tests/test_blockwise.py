@@ -18,7 +18,7 @@ from h01_beam.plan import BlockResult, Read, Write
 from h01_beam.run import Ledger, Marker, Resources, Run
 from h01_beam.slots import SeenBy, SlotBox, Slots
 from h01_beam.volume import Volume
-from tests.arrays import create, position_code, read_all, run_pipeline, tree_bytes
+from tests.arrays import box, create, position_code, read_all, run_pipeline, tree_bytes
 from tests.blocks import (
     BLOCK,
     HALO,
@@ -378,3 +378,46 @@ def test_counters_are_beams(tmp_path, source):
         result.wait_until_finish()
         counters = result.metrics().query(beam.metrics.MetricsFilter().with_name(name))['counters']
         assert [counter.committed for counter in counters] == [expected]
+
+
+@dataclasses.dataclass(frozen=True)
+class SectionsBefore:
+    """The sections that the blocks before, of the same column, wrote; None for the first."""
+
+    def __call__(self, block):
+        z = block.core.start[0]
+        first = block.core.translate((-block.index[0] * 4, 0, 0))
+        return (
+            None if not block.index[0] else box(first.start, (z - first.start[0], *first.shape[1:]))
+        )
+
+
+def add_all_before(image, before):
+    total = np.zeros(image.shape[1:], np.int64) if before is None else before[-1].astype(np.int64)
+    return (total + np.cumsum(image, axis=0, dtype=np.int64)).astype(np.uint32)
+
+
+def test_blocks_of_a_chain_read_what_those_before_them_wrote(tmp_path):
+    image = create(tmp_path / 'em', shape=(12, 21, 35))
+    output = dataclasses.replace(
+        image.spec, uri=f'{tmp_path}/out|neuroglancer-precomputed:', dtype='uint32'
+    )
+    grid = BlockGrid(image.bounds, (4, 8, 16))
+    assert min(grid.shape) > 1
+
+    def build(chained):
+        def add(root, run):
+            root | MapBlocks(
+                add_all_before, stage='sums', reads={'image': Read(image.spec, CoreBox()),
+                'before': Read(output, SectionsBefore())}, writes={'sums': output}, grid=grid,
+                run=run, chained=chained,
+            )  # fmt: skip
+
+        return add
+
+    with pytest.raises(ValueError, match='overwrite the input'):
+        run_pipeline(tmp_path / 'run', build(False))
+    expected = np.cumsum(image.read(image.bounds), axis=0, dtype=np.int64)
+    for _ in range(2):
+        run_pipeline(tmp_path / 'run', build(True))
+        np.testing.assert_array_equal(read_all(output.uri), expected)

@@ -21,19 +21,7 @@ import numpy as np
 
 from h01_beam.acquisition.stage import build_checks
 from h01_beam.acquisition.tables import Acquisition
-from h01_beam.alignment.blocks import (
-    FRAME,
-    MATCHES,
-    MISPLACED,
-    CheckOrder,
-    FindTissue,
-    MatchThumbnails,
-    MeasureFrame,
-    PlaceNext,
-    PlaceSections,
-    RenderAligned,
-    RenderRough,
-)
+from h01_beam.alignment.blocks import RenderAligned, RenderRough
 from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.elastic.stage import build_elastic
 from h01_beam.alignment.frames import (
@@ -48,6 +36,17 @@ from h01_beam.alignment.frames import (
     Slices,
 )
 from h01_beam.alignment.job import AlignJob
+from h01_beam.alignment.placing import (
+    FRAME,
+    MATCHES,
+    MISPLACED,
+    CheckOrder,
+    FindTissue,
+    MatchThumbnails,
+    MeasureFrame,
+    PlaceNext,
+    PlaceSections,
+)
 from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, Region, Triple
 from h01_beam.imaging.downsample import DownsampleConfig, pyramid_specs

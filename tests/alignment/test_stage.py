@@ -8,7 +8,6 @@ import pytest
 
 from h01_beam.acquisition.importers import ImportConfig
 from h01_beam.alignment.account import describe_sections
-from h01_beam.alignment.blocks import MATCHES, MeasureFrame, PlaceSections
 from h01_beam.alignment.coarse import CoarseConfig
 from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.figures import figures
@@ -16,6 +15,7 @@ from h01_beam.alignment.flow import FlowConfig, FlowLevel
 from h01_beam.alignment.frames import Slices, ToFrame, rescale_affine
 from h01_beam.alignment.job import AlignJob, highlights, select
 from h01_beam.alignment.maps import CoordinateMap
+from h01_beam.alignment.placing import MATCHES, MeasureFrame, PlaceSections
 from h01_beam.alignment.stage import build_align_job
 from h01_beam.export.finished_run import FinishedRun
 from h01_beam.finish import FinishRun
