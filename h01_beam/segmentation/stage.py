@@ -258,6 +258,7 @@ def _flood(config: SegmentConfig, layout: _Layout, run: Run) -> MapBlocks:
         # A block lies in its slot behind a halo, which its read box does not tell where it clips.
         config=[ffn, config.inference.precision, config.inference.batch_size, slots.grid.halo],
         model_hash=model.sha256,
+        version=2,  # 2: the table `overlaps`
         concurrency=config.inference.canvases,
         run=run,
     )
