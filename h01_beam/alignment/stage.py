@@ -97,18 +97,7 @@ def build_alignment(
     nominal = _nominal_nm(acquisition, config)
     slices = Slices.of(acquisition.sections, nominal)
     factor = stitch.downsample
-    specs = {
-        name: VolumeSpec(
-            uri=run.volume_uri(name),
-            voxel_size_nm=(nominal, frames.pixel_nm, frames.pixel_nm),
-            dtype='uint8',
-            shape=(len(slices.positions), rough.shape[1] * factor, rough.shape[2] * factor),
-            start=(int(acquisition.sections['section'][0]), 0, 0),
-            chunk=(1, 256, 256),
-            kind='image' if name == 'image' else 'segmentation',
-        )
-        for name in ('image', 'mask')
-    }
+    specs = _aligned_specs(acquisition, frames.pixel_nm, nominal, slices, rough, factor, run)
     cells = frames.cells
     whole = (cells.shape[1], cells.shape[2])
     pitch = config.flow.stride * factor
@@ -143,6 +132,30 @@ def build_alignment(
     return done
 
 
+def _aligned_specs(
+    acquisition: Acquisition,
+    pixel_nm: float,
+    nominal_nm: float,
+    slices: Slices,
+    rough: VolumeSpec,
+    factor: int,
+    run: Run,
+) -> dict[str, VolumeSpec]:
+    """The volumes `image` and `mask`, at full size."""
+    return {
+        name: VolumeSpec(
+            uri=run.volume_uri(name),
+            voxel_size_nm=(nominal_nm, pixel_nm, pixel_nm),
+            dtype='uint8',
+            shape=(len(slices.positions), rough.shape[1] * factor, rough.shape[2] * factor),
+            start=(int(acquisition.sections['section'][0]), 0, 0),
+            chunk=(1, 256, 256),
+            kind='image' if name == 'image' else 'segmentation',
+        )
+        for name in ('image', 'mask')
+    }
+
+
 def _nominal_nm(acquisition: Acquisition, config: AlignConfig) -> float:
     """Thickness of one z of the result; of causal runs it must not change with later sections."""
     thickness = acquisition.sections['thickness_nm']
@@ -161,23 +174,20 @@ def _by_section(sections: int) -> BlockGrid:
     return BlockGrid(BoundingBox((0, 0, 0), (sections, 1, 1)), (1, 1, 1))
 
 
-def _place(
+def _find_tissue(
     root: Any,
     montage: VolumeSpec,
     config: AlignConfig,
     run: Run,
     after: Sequence[beam.PCollection],
-) -> tuple[VolumeSpec, int, beam.PCollection]:
+) -> tuple[VolumeSpec, VolumeSpec, int, beam.PCollection]:
+    """Thumbnails, what of them is tissue, and how often they are halved."""
     levels, side = 0, max(montage.shape[1:])
     while side > config.thumbnail:
         levels, side = levels + 1, -(-side // 2)
     pyramid = DownsampleConfig(levels=levels, factors=((1, 2, 2),) * levels)
     done = build_downsample(root, montage, pyramid, run, after)
     thumbnails = [montage, *(spec for _, spec in pyramid_specs(montage, pyramid))][levels]
-    pairs = BlockGrid(
-        BoundingBox((0, 0, 0), (montage.shape[0], config.coarse.neighbours, 1)), (1, 1, 1)
-    )
-    bounds = thumbnails.bounds
     tissue = dataclasses.replace(
         thumbnails, uri=run.volume_uri('tissue'), chunk=(1, 512, 512), kind='segmentation'
     )
@@ -186,10 +196,25 @@ def _place(
         stage='find_tissue',
         reads={'thumbnail': Read(thumbnails, CoreBox())},
         writes={'tissue': tissue},
-        grid=BlockGrid(bounds, (1, *_whole_chunks(tissue))),
+        grid=BlockGrid(thumbnails.bounds, (1, *_whole_chunks(tissue))),
         config=config.tissue,
         run=run,
         after=done[-1:] or after,
+    )
+    return thumbnails, tissue, levels, found
+
+
+def _place(
+    root: Any,
+    montage: VolumeSpec,
+    config: AlignConfig,
+    run: Run,
+    after: Sequence[beam.PCollection],
+) -> tuple[VolumeSpec, int, beam.PCollection]:
+    thumbnails, tissue, levels, found = _find_tissue(root, montage, config, run, after)
+    bounds = thumbnails.bounds
+    pairs = BlockGrid(
+        BoundingBox((0, 0, 0), (montage.shape[0], config.coarse.neighbours, 1)), (1, 1, 1)
     )
     matches = root | MapBlocks(
         MatchThumbnails(config),
