@@ -152,12 +152,16 @@ class MapBlocks(beam.PTransform):
             start
             | 'Blocks' >> beam.FlatMap(expand_range)
             | 'Spread' >> beam.Reshuffle()
-            | 'Process' >> beam.ParDo(self._process)
+            | 'Process' >> self._with_hints(beam.ParDo(self._process))
         )
         self._run.summaries.append(done | SummarizeStage(self._stage, self._ledger))
         for name, schema in self._table_writes.items():
             self._run.summaries.append(done | CompactTable(self._run, name, self._grid, schema))
         return done
+
+    def _with_hints(self, transform: beam.PTransform) -> beam.PTransform:
+        hints = self._run.hints(self._stage)
+        return transform.with_resource_hints(**hints) if hints else transform
 
     def _create_outputs(self) -> None:
         """Makes output volumes; one that had to be made anew voids the markers of old blocks."""

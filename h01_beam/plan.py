@@ -109,7 +109,7 @@ def plan_stage(
         _check_ownership(stage, name, Volume.check(write.spec))
     memory = _projected_memory(function, grid, reads, writes, concurrency)
     what = f'{concurrency} blocks of {grid.largest_read} (halo included)'
-    check_memory(stage, memory, what, run.resources)
+    check_memory(stage, memory, what, run.resources_of(stage))
     block = _middle(grid)
     record = StageRecord.read(run.ledger(stage))
     resumes = record and record.config == config_hash and record.grid == grid

@@ -23,7 +23,11 @@ from typing import Any
 from h01_beam import config as config_lib
 from h01_beam import storage
 from h01_beam.geometry import Block, BlockGrid, BoundingBox, Triple
+from h01_beam.hardware import Hardware
 from h01_beam.volume import Volume, VolumeSpec, VolumeUri
+
+
+NO_WISHES = Hardware()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,11 +226,13 @@ class Resources:
       workers: how many processes there are; 1 where the engine decides.
       memory_bytes_per_worker: of each.
       shares_disk: whether they see the files of the machine that launches the run.
+      fits_stages: whether the engine gives a stage the workers that its hints ask for.
     """
 
     workers: int
     memory_bytes_per_worker: int
     shares_disk: bool = True
+    fits_stages: bool = False
 
     def check_reachable(self, what: str, path: str) -> None:
         """Raises a ValueError for a path that the workers would not find."""
@@ -273,15 +279,24 @@ class Run:
       path: the run directory.
       resources: what each worker has.
       dry_run: nothing is written; only the plan is made.
+      hardware: what its stages ask of the workers.
       plans: the stages so far, in order of construction.
       summaries: one PCollection per stage; the final report waits for them.
       inner: runs within this one; see `h01_beam.subrun`.
     """
 
-    def __init__(self, path: str, resources: Resources, dry_run: bool = False):
+    def __init__(
+        self,
+        path: str,
+        resources: Resources,
+        dry_run: bool = False,
+        hardware: Hardware = NO_WISHES,
+    ):
         self.path = _absolute(path)
         self.resources = resources
         self.dry_run = dry_run
+        self.hardware = hardware
+        self._prefix = ''
         self.plans: list[StagePlan] = []
         self.summaries: list[Any] = []
         self.inner: list[Run] = []
@@ -296,7 +311,9 @@ class Run:
 
     def within(self, name: str) -> Run:
         """A run in a directory of this one, on the same workers."""
-        run = Run(storage.join(self.path, name), self.resources, self.dry_run)
+        path = storage.join(self.path, name)
+        run = Run(path, self.resources, self.dry_run, self.hardware)
+        run._prefix = f'{self._prefix}{name}/'
         self.inner.append(run)
         return run
 
@@ -333,9 +350,24 @@ class Run:
             # Relative paths in the configuration start here.
             'directory': os.getcwd(),
             'models': dict(models),
+            'resources': config_lib.as_dict(self.hardware),
         }
         text = json.dumps(manifest, indent=1, sort_keys=True)
         storage.write_bytes(path, text.encode())
+
+    def hints(self, stage: str) -> dict[str, str]:
+        """Hints of a stage, for Beam's `with_resource_hints`; none where the engine knows none.
+
+        Even an engine that ignores them would start workers of their own for each set of them.
+        """
+        return self.hardware.hints_of(self._prefix + stage) if self.resources.fits_stages else {}
+
+    def resources_of(self, stage: str) -> Resources:
+        """What the workers of a stage have: the memory that it asks for, if it does."""
+        memory = self.hardware.process_memory_bytes(self._prefix + stage)
+        if memory is None or not self.resources.fits_stages:
+            return self.resources
+        return dataclasses.replace(self.resources, memory_bytes_per_worker=memory)
 
     def volume_uri(self, name: str, driver: str = 'neuroglancer-precomputed', mip: int = 0) -> str:
         return str(VolumeUri(storage.join(self.path, 'volumes', name), driver, mip=mip))

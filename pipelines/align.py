@@ -25,7 +25,7 @@ from h01_beam.alignment.account import describe_sections
 from h01_beam.alignment.figures import figures
 from h01_beam.alignment.job import AlignJob, highlights, select
 from h01_beam.alignment.stage import build_align_job
-from h01_beam.config import from_dict, load
+from h01_beam.config import from_dict
 from h01_beam.finish import FinishRun
 from h01_beam.run import Run
 from pipelines import launch
@@ -33,7 +33,7 @@ from pipelines import launch
 
 def main(args: argparse.Namespace) -> int:
     def add(root: Any, run: Run) -> None:
-        config = from_dict(AlignJob, load(args.config, args.set))
+        config = from_dict(AlignJob, launch.load_config(args))
         acquisition = select(import_acquisition(config.tiles), args.section_range)
         run.write_manifest('align', config, {})
         build_align_job(root, acquisition, config, run)

@@ -59,7 +59,7 @@ def make_tissue(args: argparse.Namespace, tissue: str) -> int:
 def segment_tissue(args: argparse.Namespace, tissue: str) -> int:
     say('2 of 2   flood filling block by block, one segmentation, its scores', '3 to 6 minutes')
     return call(
-        segment.main, launch.parser(segment.__doc__ or ''), '--run_dir', args.run_dir,
+        segment.main, segment.flags(), '--run_dir', args.run_dir,
         '--config', args.config, '--set', f'image={tissue}/volumes/image',
         '--set', f'truth={tissue}/volumes/neuron', '--set', f'model={args.model}', *common(args),
     )  # fmt: skip
@@ -70,6 +70,8 @@ def common(args: argparse.Namespace) -> list[str]:
     result = ['--dry_run'] if args.dry_run else []
     if args.worker_memory_gib is not None:
         result += ['--worker_memory_gib', str(args.worker_memory_gib)]
+    if args.resources:
+        result += ['--resources', args.resources]
     return [*result, *args.beam]
 
 

@@ -22,12 +22,16 @@ from apache_beam.options.pipeline_options import (
 from google.api_core.exceptions import GoogleAPIError
 from google.auth.exceptions import GoogleAuthError
 
+from h01_beam import config as config_lib
 from h01_beam import storage, worker
+from h01_beam.hardware import Hardware
 from h01_beam.progress import LedgerProgress, count_done
-from h01_beam.run import Resources, Run
+from h01_beam.run import NO_WISHES, Resources, Run
 
 # Exit codes: 2 for what the user can mend before any work starts, 1 for a run that failed.
 BAD_INPUT, FAILED = 2, 1
+# Of the YAML file: what the job asks of the workers, not what it does.
+SECTION = 'resources'
 BEAM_CHATTER = ('No semi_persistent_directory found', 'Discarding unparseable args')
 
 
@@ -49,11 +53,37 @@ def parser(doc: str, *, config: bool = True, run_dir: bool = True) -> argparse.A
         )
     if run_dir:
         result.add_argument('--run_dir', required=True, help='local folder or gs:// URL')
+    result.add_argument(
+        '--resources',
+        metavar='FILE.yaml',
+        help='hardware of workers and stages, see deploy/workers/; default: `resources` of --config',
+    )
     result.add_argument('--dry_run', action='store_true', help='print the plan, write nothing')
     result.add_argument(
         '--worker_memory_gib', type=float, help='memory of a remote worker, for checks (default 16)'
     )
     return result
+
+
+def load_config(args: argparse.Namespace) -> dict[str, Any]:
+    """The configuration of the job: --config with --set, without the section of the hardware."""
+    mapping = config_lib.load(args.config, args.set)
+    mapping.pop(SECTION, None)
+    return mapping
+
+
+def load_hardware(args: argparse.Namespace) -> Hardware:
+    """What the job asks of the workers: the file --resources, or that section of --config.
+
+    Raises:
+      ValueError: a key or a value is wrong.
+    """
+    if args.resources:
+        mapping = config_lib.load(args.resources)
+        return Hardware.parse(mapping.get(SECTION, mapping))
+    if not getattr(args, 'config', None):
+        return Hardware()
+    return Hardware.parse(config_lib.load(args.config, args.set).get(SECTION))
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -105,16 +135,18 @@ def execute(
       the process's exit code.
     """
     try:
-        options = beam_options(args.beam)
+        hardware = load_hardware(args)
+        options = beam_options(args.beam, hardware)
         resources = _resources(args, options)
         # All of it without a trace first: a later stage that is refused must not find that an
         # earlier one has already remade its outputs.
-        rehearsal = Run(run_dir, resources, dry_run=True)
+        rehearsal = Run(run_dir, resources, dry_run=True, hardware=hardware)
         build(beam.Pipeline(runner='DirectRunner'), rehearsal)
+        hardware.check_names(plan.name for plan in rehearsal.all_plans())
         if args.dry_run:
             print(describe_plan(rehearsal))
             return 0
-        run = Run(run_dir, resources)
+        run = Run(run_dir, resources, hardware=hardware)
         pipeline = beam.Pipeline(options=options)
         build(pipeline, run)
     except (ValueError, OSError, GoogleAPIError, GoogleAuthError) as error:
@@ -137,8 +169,12 @@ def execute(
     return 0
 
 
-def beam_options(flags: Sequence[str]) -> PipelineOptions:
+def beam_options(flags: Sequence[str], hardware: Hardware = NO_WISHES) -> PipelineOptions:
     """Beam's options; DirectRunner with one worker process per core unless told otherwise.
+
+    Args:
+      flags: of the command line, for Beam.
+      hardware: what the job asks of Dataflow's workers; flags go before it.
 
     Raises:
       ValueError: a flag that neither we nor Beam know, for example a misspelt one.
@@ -149,6 +185,8 @@ def beam_options(flags: Sequence[str]) -> PipelineOptions:
         raise ValueError(
             f'unknown flag {unknown[0]!r}: see --help and the pipeline options of Beam'
         )
+    if options.view_as(StandardOptions).runner == 'DataflowRunner':
+        options = PipelineOptions([*flags, *hardware.beam_flags(flags)])
     # Every DoFn lives in the library: nothing of the script need be pickled.
     options.view_as(SetupOptions).save_main_session = False
     standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)
@@ -189,7 +227,8 @@ def _resources(args: argparse.Namespace, options: PipelineOptions) -> Resources:
     if runner == 'DirectRunner':
         return Resources.local(options.view_as(DirectOptions).direct_num_workers)
     memory = int((args.worker_memory_gib or 16) * 2**30)
-    return Resources(1, memory, shares_disk=runner != 'DataflowRunner')
+    remote = runner == 'DataflowRunner'
+    return Resources(1, memory, shares_disk=not remote, fits_stages=remote)
 
 
 def _not_beam_chatter(record: Any) -> bool:

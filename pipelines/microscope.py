@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import app
 
-from h01_beam import config as config_lib
+from h01_beam.config import from_dict
 from h01_beam.finish import FinishRun
 from h01_beam.run import Run
 from h01_beam.testing.microscope import MicroscopeConfig
@@ -56,7 +56,7 @@ class JobConfig:
 
 def main(args: argparse.Namespace) -> int:
     def build(root: Any, run: Run) -> None:
-        config = config_lib.from_dict(JobConfig, config_lib.load(args.config, args.set))
+        config = from_dict(JobConfig, launch.load_config(args))
         source = config.source.phantom or config.source.volume
         assert source is not None
         build_microscope(root, source, config.microscope, run)

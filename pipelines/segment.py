@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import app
 
-from h01_beam.config import from_dict, load
+from h01_beam.config import from_dict
 from h01_beam.finish import FinishRun
 from h01_beam.run import Run
 from h01_beam.segmentation.config import SegmentConfig
@@ -28,7 +28,7 @@ from pipelines import launch
 
 def main(args: argparse.Namespace) -> int:
     def build(root: Any, run: Run) -> None:
-        config = from_dict(SegmentConfig, load(args.config, args.set))
+        config = from_dict(SegmentConfig, launch.load_config(args))
         build_scored(root, config, run)
         root | FinishRun(run, figures=[figures], highlights=highlights, scores=scores)
 
@@ -43,7 +43,9 @@ def show_results(run: Run) -> None:
     print(f'{"look at it":<30}python -m pipelines.view --run_dir {run.path}')
 
 
+def flags() -> argparse.ArgumentParser:
+    return launch.parser(__doc__ or '')
+
+
 if __name__ == '__main__':
-    app.run(
-        lambda args: sys.exit(main(args)), flags_parser=launch.parse(launch.parser(__doc__ or ''))
-    )
+    app.run(lambda args: sys.exit(main(args)), flags_parser=launch.parse(flags()))

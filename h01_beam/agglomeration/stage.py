@@ -55,12 +55,16 @@ class AssignSegments(beam.PTransform):
         self._run = run
         self._files = _Files(run.path, grid, local_bits)
         memory = PROCESS_BYTES + BYTES_PER_ROW * shard_rows
-        check_memory('components', memory, f'shards of {shard_rows:,} rows', run.resources)
+        what = f'shards of {shard_rows:,} rows'
+        check_memory('components', memory, what, run.resources_of('components'))
         plan = StagePlan(
             name='components', blocks=0, read_bytes=0, write_bytes=0, since=None,
             memory_bytes=memory, ledger=run.ledger('components'),
         )  # fmt: skip
         run.plans.append(plan)
+        hints = run.hints('components')
+        if hints:
+            self.with_resource_hints(**hints)
 
     def expand(self, records: beam.PCollection) -> beam.PCollection:
         root = records.pipeline
