@@ -216,8 +216,9 @@ class Hardware:
         }
         if self.is_pool and len(found) > 1:
             raise ValueError(
-                f'resources.stages ask for {sorted(map(str, found))}, but resources.workers.fitting '
-                'is pool: all workers are alike; ask for one accelerator, or use fitting: stages'
+                f'resources.stages ask for {sorted(map(str, found))}, but all workers are alike '
+                '(resources.workers.fitting is pool): ask for one accelerator, or use '
+                'fitting: stages'
             )
         return max(found.values(), key=lambda one: one.chips, default=None)
 
@@ -239,7 +240,7 @@ class Hardware:
         """What a stage asks for; of an inner run's stages, by `run/stage` or by `stage`."""
         result = StageNeeds()
         for pattern, needs in self.stages.items():
-            if any(fnmatch.fnmatchcase(name, pattern) for name in (stage, stage.split('/')[-1])):
+            if any(fnmatch.fnmatchcase(name, pattern) for name in (stage, _short(stage))):
                 result = result.merged(needs)
         return result
 
@@ -258,7 +259,7 @@ class Hardware:
     def check_names(self, stages: Iterable[str]) -> None:
         """Raises a ValueError for a name that no stage of the job has; patterns may match none."""
         known = sorted(set(stages))
-        short = {name.split('/')[-1] for name in known}
+        short = set(map(_short, known))
         for name in self.stages:
             if not any(c in name for c in '*?[') and name not in known and name not in short:
                 raise ValueError(
@@ -287,8 +288,14 @@ class Hardware:
         return flags
 
 
+# Of a run that leaves everything to the engine.
+NO_WISHES = Hardware()
 # Beam's second names of the same flags.
 _OTHER_NAMES = {'machine_type': 'worker_machine_type', 'zone': 'worker_zone'}
+
+
+def _short(stage: str) -> str:
+    return stage.rpartition('/')[2]
 
 
 def _flag_name(flag: str) -> str:

@@ -23,11 +23,8 @@ from typing import Any
 from h01_beam import config as config_lib
 from h01_beam import storage
 from h01_beam.geometry import Block, BlockGrid, BoundingBox, Triple
-from h01_beam.hardware import Hardware
+from h01_beam.hardware import NO_WISHES, Hardware
 from h01_beam.volume import Volume, VolumeSpec, VolumeUri
-
-
-NO_WISHES = Hardware()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

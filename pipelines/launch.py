@@ -24,9 +24,9 @@ from google.auth.exceptions import GoogleAuthError
 
 from h01_beam import config as config_lib
 from h01_beam import storage, worker
-from h01_beam.hardware import Hardware
+from h01_beam.hardware import NO_WISHES, Hardware
 from h01_beam.progress import LedgerProgress, count_done
-from h01_beam.run import NO_WISHES, Resources, Run
+from h01_beam.run import Resources, Run
 
 # Exit codes: 2 for what the user can mend before any work starts, 1 for a run that failed.
 BAD_INPUT, FAILED = 2, 1
@@ -56,7 +56,7 @@ def parser(doc: str, *, config: bool = True, run_dir: bool = True) -> argparse.A
     result.add_argument(
         '--resources',
         metavar='FILE.yaml',
-        help='hardware of workers and stages, see deploy/workers/; default: `resources` of --config',
+        help='what it asks of workers, see deploy/workers/; default: that section of --config',
     )
     result.add_argument('--dry_run', action='store_true', help='print the plan, write nothing')
     result.add_argument(
@@ -82,7 +82,7 @@ def load_hardware(args: argparse.Namespace) -> Hardware:
         mapping = config_lib.load(args.resources)
         return Hardware.parse(mapping.get(SECTION, mapping))
     if not getattr(args, 'config', None):
-        return Hardware()
+        return NO_WISHES
     return Hardware.parse(config_lib.load(args.config, args.set).get(SECTION))
 
 

@@ -192,9 +192,11 @@ def test_hints_change_no_key_and_no_byte(tmp_path):
         )
         pipeline = beam.Pipeline(options=options)
         build(pipeline, run)
-        counters = pipeline.run().metrics().query(
-            beam.metrics.MetricsFilter().with_name('blocks_reused')
-        )['counters']
+        counters = (
+            pipeline.run()
+            .metrics()
+            .query(beam.metrics.MetricsFilter().with_name('blocks_reused'))['counters']
+        )
         assert [counter.committed for counter in counters] == [27]
         assert tree_bytes(tmp_path / 'out') == {
             k.removeprefix('out/'): v for k, v in before.items() if k.startswith('out/')
