@@ -24,6 +24,7 @@ from google.auth.exceptions import GoogleAuthError
 
 from h01_beam import config as config_lib
 from h01_beam import storage, worker
+from h01_beam.cloud.errors import explain
 from h01_beam.hardware import NO_WISHES, Hardware
 from h01_beam.progress import LedgerProgress, count_done
 from h01_beam.run import Resources, Run
@@ -103,7 +104,7 @@ def parse(flags: argparse.ArgumentParser) -> Callable[[Sequence[str]], argparse.
         # absl has no flags of ours, but insists that its own be parsed.
         absl_flags.FLAGS(argv[:1])
         args, beam_flags = flags.parse_known_args(argv[1:])
-        args.beam = beam_flags
+        args.beam, args.describe = beam_flags, describe_plan
         logging.use_absl_handler()
         logging.get_absl_handler().addFilter(_not_beam_chatter)
         verbose = bool(os.environ.get('H01_BEAM_VERBOSE'))
@@ -144,7 +145,7 @@ def execute(
         build(beam.Pipeline(runner='DirectRunner'), rehearsal)
         hardware.check_names(plan.name for plan in rehearsal.all_plans())
         if args.dry_run:
-            print(describe_plan(rehearsal))
+            print(args.describe(rehearsal))
             return 0
         run = Run(run_dir, resources, hardware=hardware)
         pipeline = beam.Pipeline(options=options)
@@ -262,6 +263,8 @@ def _root_cause(error: BaseException) -> str:
     end = r'(?: \[while running|$)'
     # A block that failed (see BlockError) says most; else the last exception does.
     found = re.findall(rf'(stage \S+, block \(.*?){end}', text, re.M)
+    if not found and (known := explain(text)):
+        return known
     found = found or re.findall(rf'^[\w.]*Error: (.*?){end}', text, re.M)
     return found[-1] if found else f'{type(error).__name__}: {text[-2000:]}'
 

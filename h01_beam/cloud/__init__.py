@@ -1,0 +1,1 @@
+"""Google Cloud as launchers see it: errors in plain words, quota, Flex Templates."""
