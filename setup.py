@@ -48,6 +48,7 @@ EXTRAS_REQUIRE = {
         'pytest>=8.3',
         'pytest-timeout>=2.3,<3',
         'pytest-xdist>=3.6,<4',
+        'python-hcl2>=7.2',
         'ruff>=0.14',
         'types-pyyaml>=6.0',
     ],
@@ -55,6 +56,9 @@ EXTRAS_REQUIRE = {
     'gpl': ['kimimaro>=5.0', 'tinybrain>=1.5'],
     # The second Keras backend, for TPUs and GPUs.
     'jax': ['jax>=0.6'],
+    # The same with the libraries of an accelerator; NVIDIA's are not free software.
+    'gpu': ['jax[cuda12]>=0.6'],
+    'tpu': ['jax[tpu]>=0.6'],
 }
 
 setuptools.setup(

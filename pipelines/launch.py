@@ -33,7 +33,13 @@ from h01_beam.run import Resources, Run
 BAD_INPUT, FAILED = 2, 1
 # Of the YAML file: what the job asks of the workers, not what it does.
 SECTION = 'resources'
-BEAM_CHATTER = ('No semi_persistent_directory found', 'Discarding unparseable args')
+BEAM_CHATTER = (
+    'No semi_persistent_directory found',
+    'Discarding unparseable args',
+    # Of a refused submission, which `execute` explains.
+    'trying to create job at dataflow service endpoint',
+    'details of server error',
+)
 
 
 def parser(doc: str, *, config: bool = True, run_dir: bool = True) -> argparse.ArgumentParser:
