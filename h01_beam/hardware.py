@@ -223,6 +223,11 @@ class Hardware:
         return max(found.values(), key=lambda one: one.chips, default=None)
 
     @property
+    def fits_tpus(self) -> bool:
+        """Whether single stages ask for TPUs, in workers of their own."""
+        return not self.is_pool and bool(self.accelerator and self.accelerator.topology)
+
+    @property
     def harness_threads(self) -> int | None:
         """Threads of a worker process; None: as many as the engine likes."""
         if self.workers.harness_threads is not None:

@@ -194,6 +194,11 @@ def beam_options(flags: Sequence[str], hardware: Hardware = NO_WISHES) -> Pipeli
         )
     if options.view_as(StandardOptions).runner == 'DataflowRunner':
         options = PipelineOptions([*flags, *hardware.beam_flags(flags)])
+        if hardware.fits_tpus:
+            logging.warning(
+                'Dataflow gives no TPUs to single stages, as of 2026-04: if it refuses the job, '
+                'set resources.workers.fitting to pool'
+            )
     # Every DoFn lives in the library: nothing of the script need be pickled.
     options.view_as(SetupOptions).save_main_session = False
     standard, direct = options.view_as(StandardOptions), options.view_as(DirectOptions)

@@ -6,6 +6,7 @@ import os
 
 import pytest
 from apache_beam.options.pipeline_options import (
+    DebugOptions,
     DirectOptions,
     GoogleCloudOptions,
     SetupOptions,
@@ -15,6 +16,7 @@ from apache_beam.options.pipeline_options import (
 
 from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid
+from h01_beam.hardware import Hardware
 from h01_beam.volume import Volume
 from pipelines import launch
 from tests.arrays import create, tree_bytes
@@ -206,6 +208,37 @@ def test_memory_of_remote_workers():
     for given, expected in ((None, 16 * 2**30), (4.0, 4 * 2**30)):
         args = argparse.Namespace(worker_memory_gib=given)
         assert launch._resources(args, options).memory_bytes_per_worker == expected
+
+
+def test_tpus_for_single_stages_are_warned_of(caplog):
+    tpu = 'type:tpu-v5-lite-podslice;topology:1x1'
+    flags = ['--runner=DataflowRunner']
+    for fitting, warned in (('pool', False), ('stages', True)):
+        section = {'workers': {'fitting': fitting}, 'stages': {'flood': {'accelerator': tpu}}}
+        options = launch.beam_options(flags, Hardware.parse(section))
+        assert options.view_as(DebugOptions).number_of_worker_harness_threads == 1
+        assert (
+            any('set resources.workers.fitting' in r.getMessage() for r in caplog.records) == warned
+        )
+
+
+def test_the_hardware_is_read_from_either_file(tmp_path):
+    (tmp_path / 'run.yaml').write_text('a: 1\nresources: {stages: {flood: {cpu_count: 2}}}\n')
+    (tmp_path / 'cpu.yaml').write_text('stages: {flood: {cpu_count: 4}}\n')
+    flags = [
+        f'--config={tmp_path}/run.yaml',
+        '--run_dir=x',
+        '--set=resources.workers.num_workers=3',
+    ]
+    args = launch.parse(launch.parser('A job.'))(['job', *flags])
+    found = launch.load_hardware(args)
+    assert (found.needs_of('flood').cpu_count, found.workers.num_workers) == (2, 3)
+    assert launch.load_config(args) == {'a': 1}
+    args = launch.parse(launch.parser('A job.'))(
+        ['job', *flags, f'--resources={tmp_path}/cpu.yaml']
+    )
+    assert launch.load_hardware(args).needs_of('flood').cpu_count == 4
+    assert launch.load_hardware(arguments('--run_dir=x')) == Hardware()
 
 
 def test_root_causes_are_found():

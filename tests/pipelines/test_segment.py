@@ -1,4 +1,4 @@
-"""`python -m pipelines.segment` as a user runs it: here, in a bucket, for Dataflow, killed."""
+"""`python -m pipelines.segment` as a user runs it: here, in a bucket, killed."""
 
 from __future__ import annotations
 
@@ -161,39 +161,6 @@ def test_everything_in_a_bucket(inputs: Path, finished, gcs_bucket: str) -> None
 
 
 @pytest.mark.slow
-def test_dataflow_job_graph(inputs: Path, gcs_bucket: str) -> None:
-    """A template for Dataflow holds all stages, as steps of one graph."""
-    _write_image(f'{gcs_bucket}/em')
-    model = f'{gcs_bucket}/bright.keras'
-    storage.write_bytes(model, (inputs / 'bright.keras').read_bytes())
-    _run(
-        _command(
-            inputs / 'config.yaml', f'{gcs_bucket}/em', model, f'{gcs_bucket}/run',
-            '--runner=DataflowRunner', f'--template_location={gcs_bucket}/template',
-            '--project=test', '--region=us-central1', f'--temp_location={gcs_bucket}/tmp',
-            '--sdk_location=container',
-        )
-    )  # fmt: skip
-    template = json.loads(storage.read_bytes(f'{gcs_bucket}/template'))
-    assert template['type'] == 'JOB_TYPE_BATCH'
-    names = [path.rpartition('/')[2] for path in storage.list_files(f'{gcs_bucket}/tmp')]
-    assert 'pipeline.pb' in names and 'pickled_main_session' not in names
-    graph = _read_graph(gcs_bucket)
-    for stage in ('flood', 'match', 'components', 'relabel', 'downsample_segmentation_mip1'):
-        assert any(name.split('/')[0] == stage for name in graph), stage
-    # The last step waits for every stage.
-    assert any(name.startswith('Report/') for name in graph)
-
-
-def _read_graph(bucket: str) -> list[str]:
-    from apache_beam.portability.api import beam_runner_api_pb2
-
-    (path,) = (p for p in storage.list_files(f'{bucket}/tmp') if p.endswith('pipeline.pb'))
-    pipeline = beam_runner_api_pb2.Pipeline()
-    pipeline.ParseFromString(storage.read_bytes(path))
-    return [transform.unique_name for transform in pipeline.components.transforms.values()]
-
-
 def test_bytes_are_what_they_claim(inputs: Path) -> None:
     """The image fixture is position-dependent: a transposed axis would show."""
     image = Volume.open(f'{inputs}/em')

@@ -74,7 +74,6 @@ def test_dry_run_prints_plan_workers_and_quota(flags, service, gcs_bucket, tmp_p
 
 def test_a_job_whose_graph_is_built_here(flags, service, gcs_bucket):
     service.states = ['JOB_STATE_RUNNING', 'JOB_STATE_DONE']
-    # Nothing really runs, so the report that the last words quote must be there.
     assert call(*flags, '--job_name=pyramid', '--labels=run=h01') == 0
     (job,) = service.submitted()
     assert (job['name'], job['labels']) == ('pyramid', {'run': 'h01'})
@@ -126,18 +125,28 @@ def test_files_of_a_template_are_staged(gcs_bucket, tmp_path):
     assert (args.config, args.resources) == first
 
 
-@pytest.mark.parametrize('template', [True, False])
+REFUSALS = {
+    'quota': (
+        (429, 'RESOURCE_EXHAUSTED', QUOTA),
+        'CPUs: needs 512, has 24; NVIDIA L4 GPUs: needs 64, has 8',
+    ),
+    'permission': (
+        (403, 'PERMISSION_DENIED', DENIED),
+        'permission denied: dataflow.jobs.create on test: grant roles/dataflow.developer',
+    ),
+    'template': (
+        (400, 'INVALID_ARGUMENT', 'Unable to open template file: gs://b/t/x.json.'),
+        'template not found: gs://b/t/x.json',
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    ('refusal', 'message'),
-    [
-        ((429, 'RESOURCE_EXHAUSTED', QUOTA), 'CPUs: needs 512, has 24; NVIDIA L4 GPUs: needs 64, has 8'),
-        ((403, 'PERMISSION_DENIED', DENIED), 'permission denied: dataflow.jobs.create on test: grant roles/dataflow.developer'),
-        ((400, 'INVALID_ARGUMENT', 'Unable to open template file: gs://b/t/x.json.'), 'template not found: gs://b/t/x.json'),
-    ],
-    ids=['quota', 'permission', 'template'],
-)  # fmt: skip
-def test_refusals_reach_the_user(flags, service, gcs_bucket, capsys, refusal, message, template):
-    service.refusal = refusal
+    ('case', 'template'),
+    [('quota', True), ('permission', True), ('template', True), ('permission', False)],
+)
+def test_refusals_reach_the_user(flags, service, gcs_bucket, capsys, case, template):
+    service.refusal, message = REFUSALS[case]
     how = [f'--template={gcs_bucket}/t.json'] if template else []
     assert call(*flags, *how) == launch.FAILED
     errors = capsys.readouterr().err.strip().splitlines()
@@ -146,14 +155,14 @@ def test_refusals_reach_the_user(flags, service, gcs_bucket, capsys, refusal, me
     assert len(errors) <= 2, errors
 
 
-@pytest.mark.parametrize('template', [True, False])
 @pytest.mark.parametrize(
-    ('text', 'message'),
+    ('text', 'message', 'template'),
     [
-        (NO_IMAGE, "image not found: workers cannot pull 'us-docker.pkg.dev/test/h01/worker@sha256:abc'"),
-        (QUOTA, 'quota exceeded in project test, region us-central1'),
+        (QUOTA, 'quota exceeded in project test, region us-central1', True),
+        (NO_IMAGE, "image not found: workers cannot pull 'us-docker.pkg.dev/test/h01/worker@sha256:abc'", True),
+        (NO_IMAGE, "image not found: workers cannot pull 'us-docker.pkg.dev/test/h01/worker@sha256:abc'", False),
     ],
-    ids=['image', 'quota'],
+    ids=['quota', 'image', 'image, graph built here'],
 )  # fmt: skip
 def test_failures_of_a_job_reach_the_user(
     flags, service, gcs_bucket, capsys, text, message, template
