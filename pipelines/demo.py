@@ -62,6 +62,7 @@ def segment_tissue(args: argparse.Namespace, tissue: str) -> int:
         segment.main, segment.flags(), '--run_dir', args.run_dir,
         '--config', args.config, '--set', f'image={tissue}/volumes/image',
         '--set', f'truth={tissue}/volumes/neuron', '--set', f'model={args.model}', *common(args),
+        *(['--resources', args.resources] if args.resources else []),
     )  # fmt: skip
 
 
@@ -70,8 +71,6 @@ def common(args: argparse.Namespace) -> list[str]:
     result = ['--dry_run'] if args.dry_run else []
     if args.worker_memory_gib is not None:
         result += ['--worker_memory_gib', str(args.worker_memory_gib)]
-    if args.resources:
-        result += ['--resources', args.resources]
     return [*result, *args.beam]
 
 
