@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from h01_beam import boot
-from h01_beam.testing.engines import FlinkCluster, MissingEngine, Prism, processes
+from h01_beam.testing.engines import FlinkCluster, MissingEngineError, Prism, processes
 from h01_beam.testing.tubes import make_tubes
 from h01_beam.volume import Volume, VolumeSpec
 from tests.models.bright_ffn import write_bright_ffn
@@ -110,7 +110,7 @@ def expected(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def flink(tmp_path: Path) -> Iterator[FlinkCluster]:
     try:
         cluster = FlinkCluster(tmp_path / 'flink')
-    except MissingEngine as missing:
+    except MissingEngineError as missing:
         pytest.skip(str(missing))
     with cluster:
         yield cluster
@@ -127,7 +127,7 @@ def test_two_worker_processes_make_the_same_bytes(inputs, expected, tmp_path):
 def test_prism_makes_the_same_bytes(inputs, expected, tmp_path):
     try:
         engine = Prism(tmp_path / 'prism')
-    except MissingEngine as missing:
+    except MissingEngineError as missing:
         pytest.skip(str(missing))
     with engine:
         assert run(inputs, tmp_path / 'run', *engine.beam_flags()) == expected
@@ -161,7 +161,7 @@ def test_flink_outlives_a_killed_task_manager(inputs, expected, flink, tmp_path)
 def test_an_engine_that_is_not_there_says_how_to_fetch_it(tmp_path, monkeypatch):
     monkeypatch.setenv('H01_BEAM_ENGINES', str(tmp_path / 'none'))
     for engine in (FlinkCluster, Prism):
-        with pytest.raises(MissingEngine, match='deploy/engines/fetch'):
+        with pytest.raises(MissingEngineError, match='deploy/engines/fetch'):
             engine(tmp_path / 'logs')
     assert not (tmp_path / 'logs').exists()
 

@@ -8,6 +8,6 @@
 
 from h01_beam.testing.engines.flink import FlinkCluster
 from h01_beam.testing.engines.prism import Prism
-from h01_beam.testing.engines.processes import MissingEngine
+from h01_beam.testing.engines.processes import MissingEngineError
 
-__all__ = ['FlinkCluster', 'MissingEngine', 'Prism']
+__all__ = ['FlinkCluster', 'MissingEngineError', 'Prism']

@@ -1,4 +1,4 @@
-r"""Runs one command on an engine of its own: the engine starts, the command gets its flags, it ends.
+r"""Runs one command on an engine of its own, which starts before it and ends with it.
 
     python -m h01_beam.testing.engines flink python -m pipelines.segment --config ... --run_dir run
     python -m h01_beam.testing.engines prism python -m pipelines.segment --config ... --run_dir run
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with engine:
                 return subprocess.run([*args.command, *engine.beam_flags()], check=False).returncode
         except RuntimeError as error:
-            print(f'error: {error}', file=sys.stderr)
+            sys.stderr.write(f'error: {error}\n')
             return 2
 
 

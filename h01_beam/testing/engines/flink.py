@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from h01_beam.testing.engines.prism import portable_flags
 from h01_beam.testing.engines.processes import (
-    MissingEngine,
+    MissingEngineError,
     Processes,
     engines_folder,
     free_port,
@@ -48,7 +48,7 @@ class FlinkCluster(Processes):
       attempts: how often a job is restarted after a failure.
 
     Raises:
-      MissingEngine: there are no jars, or no Java.
+      MissingEngineError: there are no jars, or no Java.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class FlinkCluster(Processes):
     ):
         jars, java = engines_folder() / 'flink', shutil.which('java')
         if not (jars / 'complete').exists() or java is None:
-            raise MissingEngine(
-                f'no Java, or no Flink at {jars}: install Java 17 and run deploy/engines/fetch flink'
+            raise MissingEngineError(
+                f'no Flink at {jars} or no Java: install Java 17, run deploy/engines/fetch flink'
             )
         super().__init__(folder)
         self._jars, self._java = f'{jars}/*', java
@@ -141,8 +141,10 @@ def _configuration(
         'taskmanager.cpu.cores': '1.0',
         'taskmanager.memory.task.heap.size': '192m',
         'taskmanager.memory.task.off-heap.size': '64m',
-        'taskmanager.memory.network.min': '64m',
-        'taskmanager.memory.network.max': '64m',
+        'taskmanager.memory.network.min': '192m',
+        'taskmanager.memory.network.max': '192m',
+        # What passes between stages is small, but there are many shuffles at once.
+        'taskmanager.network.sort-shuffle.min-buffers': 16,
         'taskmanager.memory.managed.size': '128m',
         'taskmanager.memory.framework.heap.size': '64m',
         'taskmanager.memory.framework.off-heap.size': '64m',
@@ -152,6 +154,10 @@ def _configuration(
         # A machine with other work to do must not pass for a dead one.
         'heartbeat.interval': 5000,
         'heartbeat.timeout': 120000,
+        'pekko.startup-timeout': '120 s',
+        'pekko.ask.timeout': '120 s',
+        'web.timeout': 120000,
+        'slot.request.timeout': 600000,
         'restart-strategy.type': 'fixed-delay',
         'restart-strategy.fixed-delay.attempts': attempts,
         'restart-strategy.fixed-delay.delay': '1 s',

@@ -7,7 +7,7 @@ import os
 from typing import Self
 
 from h01_beam.testing.engines.processes import (
-    MissingEngine,
+    MissingEngineError,
     Processes,
     engines_folder,
     free_port,
@@ -23,13 +23,13 @@ class Prism(Processes):
       folder: for logs.
 
     Raises:
-      MissingEngine: Prism was not built.
+      MissingEngineError: Prism was not built.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
         binary = engines_folder() / 'prism'
         if not binary.exists():
-            raise MissingEngine(f'no Prism at {binary}: run deploy/engines/fetch prism')
+            raise MissingEngineError(f'no Prism at {binary}: run deploy/engines/fetch prism')
         super().__init__(folder)
         self._binary, self._port = str(binary), free_port()
 

@@ -16,7 +16,7 @@ from typing import Self
 ROOT = Path(__file__).resolve().parents[3]
 
 
-class MissingEngine(RuntimeError):
+class MissingEngineError(RuntimeError):
     """What an engine is made of is not on this machine; the message says how to fetch it."""
 
 
