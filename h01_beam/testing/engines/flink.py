@@ -98,16 +98,19 @@ class FlinkCluster(Processes):
         conf.mkdir(exist_ok=True)
         lines = [f'{key}: {value}\n' for key, value in self._configuration.items()]
         (conf / 'flink-conf.yaml').write_text(''.join(lines))
+        # One after the other: some of Flink's time limits cannot be set, and a busy machine that
+        # starts all at once exceeds them.
         self._start_java('job_manager', JOB_MANAGER, '--configDir', str(conf))
-        for name in self.task_managers():
+        self.wait_for('the JobManager', lambda: bool(self.overview()))
+        for i, name in enumerate(self.task_managers(), 1):
             self._start_java(name, TASK_MANAGER, '--configDir', str(conf))
+            self.wait_for(name, lambda count=i: self.overview().get('taskmanagers') == count)
         self._start_java(
             'job_server', JOB_SERVER, '--job-host=127.0.0.1', f'--job-port={self._ports["jobs"]}',
             '--artifact-port=0', '--expansion-port=0',
             f'--flink-master=127.0.0.1:{self._ports["rest"]}', f'--flink-conf-dir={conf}',
             f'--artifacts-dir={self.folder / "artifacts"}',
         )  # fmt: skip
-        self.wait_for('Flink', lambda: self.overview().get('taskmanagers') == self._task_managers)
         self.wait_for('the job server', lambda: listens(self._ports['jobs']))
 
     def _start_java(self, name: str, main_class: str, *arguments: str) -> None:
