@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def provision(endpoint: str, worker_id: str) -> Any:
     """What the engine says of the job: a Beam `ProvisionInfo`."""
-    import grpc
     from apache_beam.portability.api import beam_provision_api_pb2, beam_provision_api_pb2_grpc
+    from apache_beam.runners.worker.channel_factory import GRPCChannelFactory
 
-    with grpc.insecure_channel(endpoint) as channel:
+    with GRPCChannelFactory.insecure_channel(endpoint) as channel:
         service = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
         response = service.GetProvisionInfo(
             beam_provision_api_pb2.GetProvisionInfoRequest(),
