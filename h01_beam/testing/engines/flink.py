@@ -10,6 +10,7 @@ so that the survivor has room for the whole job when the other is killed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -104,7 +105,7 @@ class FlinkCluster(Processes):
         self.wait_for('the JobManager', lambda: bool(self.overview()))
         for i, name in enumerate(self.task_managers(), 1):
             self._start_java(name, TASK_MANAGER, '--configDir', str(conf))
-            self.wait_for(name, lambda count=i: self.overview().get('taskmanagers') == count)
+            self.wait_for(name, functools.partial(self._has_task_managers, i))
         self._start_java(
             'job_server', JOB_SERVER, '--job-host=127.0.0.1', f'--job-port={self._ports["jobs"]}',
             '--artifact-port=0', '--expansion-port=0',
@@ -112,6 +113,9 @@ class FlinkCluster(Processes):
             f'--artifacts-dir={self.folder / "artifacts"}',
         )  # fmt: skip
         self.wait_for('the job server', lambda: listens(self._ports['jobs']))
+
+    def _has_task_managers(self, count: int) -> bool:
+        return bool(self.overview().get('taskmanagers') == count)
 
     def _start_java(self, name: str, main_class: str, *arguments: str) -> None:
         opened = [f'--add-opens=java.base/java.{package}=ALL-UNNAMED' for package in OPENED]

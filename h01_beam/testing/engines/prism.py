@@ -55,6 +55,6 @@ def portable_flags(job_port: int, boot: str) -> list[str]:
         f'--job_endpoint=127.0.0.1:{job_port}',
         '--environment_type=PROCESS',
         f'--environment_config={json.dumps({"command": boot})}',
-        # Else Flink ends the workers whenever no stage needs them, and starts new ones for the next.
+        # Else Flink ends workers whenever no stage needs them, and starts others for the next.
         '--environment_cache_millis=600000',
     ]
