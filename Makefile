@@ -17,7 +17,7 @@ IN_PARALLEL := --numprocesses 2 --dist loadfile
 # Extra arguments for the demo, for example: make demo DEMO_ARGS='--seed 7 --run_dir demo_7'
 DEMO_ARGS ?=
 
-.PHONY: help install system demo test test-all lint format lock clean
+.PHONY: help install system demo test test-all engines lint format lock clean
 
 help:  ## List these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ test: $(INSTALLED) system  ## Run the default tests (about 3 minutes on 2 cores)
 
 test-all: $(INSTALLED) system  ## Run all tests, the slow and engine ones too
 	$(BIN)/pytest $(IN_PARALLEL) -m '' $(PYTEST_ARGS)
+
+engines:  ## Fetch Flink (Maven) and Prism (Go), on which the engine tests run, into .engines
+	deploy/engines/fetch
 
 lint: $(INSTALLED)  ## Check style, format and types
 	$(BIN)/ruff check .

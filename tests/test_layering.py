@@ -16,6 +16,7 @@ BEAM_FILES = (
     'h01_beam/blockwise.py',
     'h01_beam/finish.py',
     'h01_beam/worker.py',
+    'h01_beam/boot.py',
     'h01_beam/run.py',
     'h01_beam/subrun.py',
     'h01_beam/*/stage.py',

@@ -139,6 +139,14 @@ def test_build_library_requires_what_setup_requires(build_targets, setup_argumen
     assert all(name.startswith('google-') for name in extra), f'not in setup.py: {extra}'
 
 
+def test_bazel_4_knows_the_packages_that_build_requires(build_targets, repository):
+    scope: dict[str, list[str]] = {}
+    exec((repository / '.ci/bazel/pypi/names.bzl').read_text(), scope)
+    deps = {dep for _, attributes in build_targets.values() for dep in attributes['deps']}
+    required = {dep.removeprefix('@pypi//') for dep in deps if dep.startswith('@pypi//')}
+    assert scope['NAMES'] == sorted(required)
+
+
 def test_build_targets_name_real_files_and_targets(build_targets, repository):
     for name, (_, attributes) in build_targets.items():
         for path in (*attributes['srcs'], *attributes.get('data', ())):
