@@ -9,11 +9,13 @@ from typing import Any
 
 import apache_beam as beam
 
-from h01_beam import report, storage, tables
+from h01_beam import quarantine, report, storage, tables
 from h01_beam.geometry import BlockGrid
 from h01_beam.run import Ledger, Run
 from h01_beam.tables import Schema
 
+_COUNTED = ('blocks', 'blocks_run', 'blocks_reused', 'rows', 'seconds')
+_LEFT_OUT = ('blocks_quarantined', 'blocks_blocked')
 # Blocks whose rows share one file of a compacted table.
 COMPACTED_BLOCKS = 256
 
@@ -38,21 +40,28 @@ class StageSummary(beam.CombineFn):
     """Counts blocks, adds metrics, takes maxima of `peak_*`, and combines digests.
 
     The combined digest is the sum of the blocks' digests, so that the order does not matter.
+    Of blocks that were left out, it counts all and lists the first.
     """
 
     def create_accumulator(self) -> dict[str, Any]:
         return {'blocks': 0, 'blocks_run': 0, 'blocks_reused': 0, 'rows': 0, 'seconds': 0.0,
-                'digest': 0, 'started': None, 'ended': None, 'metrics': {}}  # fmt: skip
+                'digest': 0, 'started': None, 'ended': None, 'metrics': {},
+                'blocks_quarantined': 0, 'blocks_blocked': 0, 'holes': []}  # fmt: skip
 
     def add_input(self, total: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-        ran = record['ran']
+        ran, hole = record['ran'], record.get('hole') or {}
         return self.merge_accumulators(
             [
                 total,
                 {
                     'blocks': 1,
                     'blocks_run': int(ran),
-                    'blocks_reused': int(not ran),
+                    'blocks_reused': int(not ran and not hole),
+                    'blocks_quarantined': int(
+                        bool(hole) and hole['kind'] == quarantine.QUARANTINED
+                    ),
+                    'blocks_blocked': int(hole.get('kind') == quarantine.BLOCKED),
+                    'holes': [hole] if hole else [],
                     'rows': record['rows'],
                     'seconds': record['seconds'],
                     'digest': _digest_at(record['index'], record['digest']),
@@ -66,8 +75,10 @@ class StageSummary(beam.CombineFn):
     def merge_accumulators(self, parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
         total = self.create_accumulator()
         for part in parts:
-            for name in ('blocks', 'blocks_run', 'blocks_reused', 'rows', 'seconds'):
+            for name in (*_COUNTED, *_LEFT_OUT):
                 total[name] += part[name]
+            holes = [*total['holes'], *part['holes']]
+            total['holes'] = sorted(holes, key=_kind_and_block)[: quarantine.LISTED]
             total['digest'] = (total['digest'] + part['digest']) % 2**128
             total['started'] = _extreme(min, total['started'], part['started'])
             total['ended'] = _extreme(max, total['ended'], part['ended'])
@@ -80,13 +91,34 @@ class StageSummary(beam.CombineFn):
 
     def extract_output(self, total: dict[str, Any]) -> dict[str, Any]:
         wall = total['ended'] - total['started'] if total['started'] else 0.0
-        counts = {n: total[n] for n in ('blocks', 'blocks_run', 'blocks_reused', 'rows', 'seconds')}
+        holes = {name: total[name] for name in (*_LEFT_OUT, 'holes')} if total['holes'] else {}
         return {
-            **counts,
+            **{name: total[name] for name in _COUNTED},
+            **holes,
             'wall_seconds': wall,
             'digest': f'{total["digest"]:032x}',
             **dict(sorted(total['metrics'].items())),
         }
+
+
+def _kind_and_block(hole: Mapping[str, Any]) -> tuple[bool, list[int]]:
+    return hole['kind'] != quarantine.QUARANTINED, hole['block']
+
+
+class CountHoles(beam.PTransform):
+    """Block records -> one number: how many of the blocks were left out."""
+
+    def expand(self, records: beam.PCollection) -> beam.PCollection:
+        return (
+            records
+            | 'Holes' >> beam.Map(lambda record: int(bool(record['hole'])))
+            | 'Sum' >> beam.CombineGlobally(sum)
+        )
+
+
+def unless_holes(record: Any, holes: int) -> bool:
+    """For `beam.Filter`: what is made of all blocks is made of none if some were left out."""
+    return not holes
 
 
 def _write_summary(summary: dict[str, Any], stage: str, ledger: Ledger) -> tuple[str, Any]:
@@ -109,7 +141,8 @@ class CompactTable(beam.PTransform):
     """Joins the parts of a table, `COMPACTED_BLOCKS` blocks to a file `tables/NAME/000000.parquet`.
 
     A file is written again only when one of its blocks changed; its `.key` says of what it is
-    made. Input: block records. Output: (number of the file, rows written or None).
+    made. If a block was left out, so is its file. Input: block records. Output: (number of the
+    file, rows written or None).
     """
 
     def __init__(self, run: Run, name: str, grid: BlockGrid, schema: Schema):
@@ -120,7 +153,7 @@ class CompactTable(beam.PTransform):
         return (
             records
             | 'ByFile' >> beam.Map(_file_and_digest)
-            | beam.CombinePerKey(sum)
+            | beam.CombinePerKey(_add_pairs)
             | 'Join' >> beam.Map(_join_parts, self._run_path, self._name, self._grid, self._schema)
         )
 
@@ -142,14 +175,27 @@ def _joined_file(run: Run, name: str, number: int) -> str:
     return storage.join(run.table(name), f'{number:06d}.parquet')
 
 
-def _file_and_digest(record: Mapping[str, Any]) -> tuple[int, int]:
-    return record['index'] // COMPACTED_BLOCKS, _digest_at(record['index'], record['digest'])
+def _file_and_digest(record: Mapping[str, Any]) -> tuple[int, tuple[int, int]]:
+    """The number of the file, and of the block what its digest and its holes add to those."""
+    number, digest = record['index'] // COMPACTED_BLOCKS, record['digest']
+    return number, (_digest_at(record['index'], digest), int(bool(record['hole'])))
+
+
+def _add_pairs(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    digest = holes = 0
+    for one_digest, one_hole in pairs:
+        digest, holes = digest + one_digest, holes + one_hole
+    return digest, holes
 
 
 def _join_parts(
-    file_and_digest: tuple[int, int], run_path: str, name: str, grid: BlockGrid, schema: Schema
+    file_and_digest: tuple[int, tuple[int, int]],
+    run_path: str,
+    name: str,
+    grid: BlockGrid,
+    schema: Schema,
 ) -> tuple[int, int | None]:
-    number, digest = file_and_digest
+    number, (digest, holes) = file_and_digest
     run = Run.at(run_path)
     path = _joined_file(run, name, number)
     key = f'{digest:x}'.encode()
@@ -157,6 +203,9 @@ def _join_parts(
         if storage.read_bytes(path + '.key') == key:
             return number, None
     storage.delete(path + '.key')  # Before the file changes; see `Ledger.void`.
+    if holes:
+        storage.delete(path)
+        return number, None
     first, last = number * COMPACTED_BLOCKS, (number + 1) * COMPACTED_BLOCKS
     parts = (
         tables.from_parquet(storage.read_bytes(run.table_part(name, grid.index(linear))))
@@ -170,6 +219,8 @@ def _join_parts(
 
 class FinishRun(beam.PTransform):
     """Writes the report when every stage built into the run has ended.
+
+    Fails the run, after that, if blocks were left out: see `h01_beam.quarantine`.
 
     Args:
       run: the run, with all stages built.
@@ -223,6 +274,11 @@ def _write_report(
     sections: Callable[[str], list[dict[str, Any]]] | None,
 ) -> str:
     content = report.collect(path, stages)
+    missing = quarantine.explain(content['stages'])
+    if missing:
+        # Scores and pictures would be of what is not there.
+        report.write(path, content, {})
+        raise quarantine.QuarantinedBlockError(missing)
     found = scores(path) if scores else None
     if found:
         content['scores'] = found

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import json
+import os
+import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from h01_beam import storage
+from h01_beam import quarantine, storage
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1c2330;max-width:1080px;margin:2.5em auto;
@@ -58,7 +60,20 @@ def collect(run_path: str, stages: Sequence[str]) -> dict[str, Any]:
     summaries = {
         stage: json.loads(storage.read_bytes(_summary(run_path, stage))) for stage in stages
     }
-    return {'run': manifest, 'stages': {name: _derive(s) for name, s in summaries.items()}}
+    content: dict[str, Any] = {'run': manifest}
+    content['stages'] = {name: _derive(s) for name, s in summaries.items()}
+    faults = _injected_faults()
+    return {**content, 'faults': faults} if faults else content
+
+
+def _injected_faults() -> dict[str, int]:
+    """Faults that were made on purpose so far, by kind, in a test with a bucket that makes them."""
+    url = os.environ.get('H01_BEAM_FAULTS_URL')
+    if not url:
+        return {}
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        counts: dict[str, int] = json.loads(answer.read())
+    return counts
 
 
 def _summary(run_path: str, stage: str) -> str:
@@ -93,6 +108,7 @@ def render_html(run_path: str, content: Mapping[str, Any], figures: Mapping[str,
         f'h01_beam {html.escape(run["version"])}</p>',
         _tiles(content.get('highlights', {})),
     ]
+    parts += _hole_list(content['stages'])
     for path, caption in figures.items():
         image = base64.b64encode(storage.read_bytes(path)).decode()
         parts.append(
@@ -104,6 +120,8 @@ def render_html(run_path: str, content: Mapping[str, Any], figures: Mapping[str,
     if 'sections' in content:
         parts += ['<h2>Sections</h2>', _section_table(content['sections'])]
     parts += ['<h2>Stages</h2>', _stage_table(content['stages'])]
+    if content.get('faults'):
+        parts += ['<h2>Faults made on purpose</h2>', _tiles(content['faults'])]
     shown = {'models': run.get('models', {}), **run['config']}
     config = html.escape(yaml.safe_dump(shown, sort_keys=False, default_flow_style=None))
     parts.append(
@@ -128,6 +146,26 @@ def _tiles(highlights: Mapping[str, Any]) -> str:
     return f'<div class="tiles">{"".join(tiles)}</div>' if highlights else ''
 
 
+def _hole_list(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Blocks that were left out, each with its traceback if it has one."""
+    listed = quarantine.holes_of(stages)
+    if not listed:
+        return []
+    parts = [
+        '<h2>Blocks that were left out</h2>',
+        f'<p><b>{html.escape(quarantine.explain(stages))}</b></p>',
+    ]
+    for hole in listed:
+        title = html.escape(f'{hole["kind"]}: {hole["error"]}')
+        trace = html.escape(hole.get('traceback', ''))
+        parts.append(
+            f'<details><summary>{title}</summary><pre>{trace}</pre></details>'
+            if trace
+            else f'<p>{title}</p>'
+        )
+    return parts
+
+
 def _stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
     head = ''.join(f'<th class="n">{_words(name)}</th>' for name in STAGE_COLUMNS)
     rows = []
@@ -139,7 +177,7 @@ def _stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
         own = ' &middot; '.join(
             f'{_words(key)} <b>{_format_named(key, value)}{_unit(key)}</b>'
             for key, value in stage.items()
-            if key not in STAGE_COLUMNS and key != 'digest'
+            if key not in STAGE_COLUMNS and key not in ('digest', 'holes')
         )
         kind = ' class="has-own"' if own else ''
         rows.append(f'<tr{kind}><td>{html.escape(name)}</td>{cells}</tr>')

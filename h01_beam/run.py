@@ -246,6 +246,23 @@ class Resources:
         return cls(workers, min(total, _cgroup_limit()) // max(1, workers))
 
 
+@dataclasses.dataclass(frozen=True)
+class FailurePolicy:
+    """What is done about blocks that fail; see `h01_beam.quarantine`.
+
+    Attributes:
+      attempts: how often a block is tried before it is left out.
+      retry_quarantined: whether blocks that an earlier run left out are tried again.
+    """
+
+    attempts: int = 3
+    retry_quarantined: bool = False
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f'block_attempts is {self.attempts}: must be at least 1')
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StagePlan:
     """One line of the plan: what a stage would do.
@@ -277,6 +294,7 @@ class Run:
       resources: what each worker has.
       dry_run: nothing is written; only the plan is made.
       hardware: what its stages ask of the workers.
+      policy: what is done about blocks that fail.
       plans: the stages so far, in order of construction.
       summaries: one PCollection per stage; the final report waits for them.
       inner: runs within this one; see `h01_beam.subrun`.
@@ -288,12 +306,14 @@ class Run:
         resources: Resources,
         dry_run: bool = False,
         hardware: Hardware = NO_WISHES,
+        policy: FailurePolicy = FailurePolicy(),
     ):
         self.path = _absolute(path)
         self.resources = resources
         self.dry_run = dry_run
         self.hardware = hardware
         self._prefix = ''
+        self.policy = policy
         self.plans: list[StagePlan] = []
         self.summaries: list[Any] = []
         self.inner: list[Run] = []
@@ -309,7 +329,7 @@ class Run:
     def within(self, name: str) -> Run:
         """A run in a directory of this one, on the same workers."""
         path = storage.join(self.path, name)
-        run = Run(path, self.resources, self.dry_run, self.hardware)
+        run = Run(path, self.resources, self.dry_run, self.hardware, self.policy)
         run._prefix = f'{self._prefix}{name}/'
         self.inner.append(run)
         return run
@@ -378,6 +398,25 @@ class Run:
     def table_part(self, name: str, index: Triple) -> str:
         """File of the rows that one block wrote to a table."""
         return part_of_table(self.table(name), index)
+
+    def void_table(self, name: str, reason: str) -> None:
+        """Notes that the rows of a table are out of date, until `restore_table`."""
+        storage.write_bytes(self._void_note(name), reason.encode())
+
+    def restore_table(self, name: str) -> None:
+        """Notes that the rows of a table are those of what is there."""
+        storage.delete(self._void_note(name))
+
+    def check_table(self, name: str) -> None:
+        """Raises an UpstreamError if the rows of a table are out of date."""
+        try:
+            reason = storage.read_bytes(self._void_note(name)).decode()
+        except FileNotFoundError:
+            return
+        raise UpstreamError(f'the table {name!r} was not made: {reason}')
+
+    def _void_note(self, name: str) -> str:
+        return storage.join(self.table(name), 'void.txt')
 
     def figure(self, name: str) -> str:
         return storage.join(self.path, 'figures', name)

@@ -15,7 +15,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from h01_beam import objects
 
 
 def is_remote(path: str) -> bool:
@@ -50,9 +51,7 @@ def read_bytes(path: str) -> bytes:
             return local_path(path).read_bytes()
         except NotADirectoryError as error:  # Below a file there is nothing.
             raise FileNotFoundError(errno.ENOENT, 'no such file', path) from error
-    with _cloud_errors(path):
-        data: bytes = _blob(path).download_as_bytes()
-    return data
+    return objects.read(path)
 
 
 def size(path: str) -> int:
@@ -63,10 +62,7 @@ def size(path: str) -> int:
     """
     if not is_remote(path):
         return local_path(path).stat().st_size
-    with _cloud_errors(path):
-        blob = _blob(path)
-        blob.reload()
-    return int(blob.size)
+    return int(objects.metadata(path).size)
 
 
 def version(path: str) -> str:
@@ -81,10 +77,7 @@ def version(path: str) -> str:
         except NotADirectoryError as error:
             raise FileNotFoundError(errno.ENOENT, 'no such file', path) from error
         return f'{stat.st_size}-{stat.st_mtime_ns}'
-    with _cloud_errors(path):
-        blob = _blob(path)
-        blob.reload()
-    return str(blob.generation)
+    return str(objects.metadata(path).generation)
 
 
 def read_range(path: str, start: int, stop: int) -> bytes:
@@ -99,16 +92,13 @@ def read_range(path: str, start: int, stop: int) -> bytes:
         with local_path(path).open('rb') as file:
             file.seek(start)
             return file.read(stop - start)
-    with _cloud_errors(path):
-        data: bytes = _blob(path).download_as_bytes(start=start, end=stop - 1)
-    return data
+    return objects.read(path, start, stop)
 
 
 def write_bytes(path: str, data: bytes) -> None:
     """Writes a whole file atomically, making parent folders as needed."""
     if is_remote(path):
-        with _cloud_errors(path):
-            _blob(path).upload_from_string(data, content_type='application/octet-stream')
+        objects.write(path, data)
         return
     target = local_path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -127,8 +117,7 @@ def write_bytes(path: str, data: bytes) -> None:
 def exists(path: str) -> bool:
     """Whether a file is there."""
     if is_remote(path):
-        with _cloud_errors(path):
-            return bool(_blob(path).exists())
+        return objects.exists(path)
     return local_path(path).exists()
 
 
@@ -141,13 +130,9 @@ def list_files(prefix: str, suffix: str = '', since: float = 0.0) -> Iterator[st
       since: seconds since 1970; files that were written before are left out.
     """
     if is_remote(prefix):
-        bucket, _, key = prefix.removeprefix('gs://').partition('/')
-        folder = join(key, '') if key else None
-        with _cloud_errors(prefix):
-            blobs = list(_client().list_blobs(bucket, prefix=folder))
-        for blob in blobs:
+        for blob in objects.list_folder(prefix):
             if blob.name.endswith(suffix) and (not since or blob.updated.timestamp() >= since):
-                yield f'gs://{bucket}/{blob.name}'
+                yield f'gs://{blob.bucket.name}/{blob.name}'
         return
     for path in _list_local(str(local_path(prefix)), suffix):
         if not since or os.stat(path).st_mtime >= since:
@@ -199,24 +184,9 @@ def delete(path: str) -> None:
     """Deletes a file, if it is there."""
     with contextlib.suppress(FileNotFoundError):
         if is_remote(path):
-            with _cloud_errors(path):
-                _blob(path).delete()
+            objects.delete(path)
         else:
             local_path(path).unlink()
-
-
-@contextlib.contextmanager
-def _cloud_errors(path: str) -> Iterator[None]:
-    """Turns the cloud client's errors into the OSErrors that a local disk would give."""
-    from google.api_core import exceptions
-    from google.auth import exceptions as auth_exceptions
-
-    try:
-        yield
-    except exceptions.NotFound:
-        raise FileNotFoundError(errno.ENOENT, 'no such object or bucket', path) from None
-    except (exceptions.GoogleAPIError, auth_exceptions.GoogleAuthError) as error:
-        raise OSError(f'{path!r} cannot be reached ({type(error).__name__}: {error})') from error
 
 
 @functools.cache
@@ -225,18 +195,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-@functools.cache
-def _client() -> Any:
-    # Imported late: local runs need no cloud libraries in memory.
-    from google.cloud import storage
-
-    if os.environ.get('STORAGE_EMULATOR_HOST'):
-        return storage.Client.create_anonymous_client()
-    return storage.Client()
-
-
-def _blob(path: str) -> Any:
-    bucket, _, key = path.removeprefix('gs://').partition('/')
-    return _client().bucket(bucket).blob(key)

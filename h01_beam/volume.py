@@ -16,13 +16,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import tensorstore as ts
 
-from h01_beam import formats, ome_zarr, precomputed, storage
+from h01_beam import formats, objects, ome_zarr, precomputed, storage
 from h01_beam.geometry import BoundingBox, Triple
 from h01_beam.volume_spec import (
     CHUNKED,
@@ -38,6 +39,11 @@ from h01_beam.volume_spec import (
 
 # The rest of the library meets volumes here alone.
 __all__ = ['Kind', 'Volume', 'VolumeSpec', 'VolumeUri', 'VoxelSize', 'downsample', 'guess_kind']
+
+# Read by TensorStore at its first request. Without them it waits for ever for an answer.
+os.environ.setdefault('TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS', f'{objects.TIMEOUT_S:.0f}')
+os.environ.setdefault('TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS', f'{objects.TIMEOUT_S:.0f}')
+os.environ.setdefault('TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES', '1')
 
 DownsampleMethod: TypeAlias = Literal['mean', 'mode', 'min', 'max', 'median', 'stride']
 
@@ -179,9 +185,12 @@ class Volume:
                 f'cannot write {array.dtype} of shape {array.shape} to {box} of {self.spec.uri!r}: '
                 f'must be {self.spec.dtype} of shape {expected} (zyx)'
             )
-        with ts.Transaction() as transaction:
-            target = self._array.with_transaction(transaction)
-            target[self._slices(box)].write(array).result()
+        try:
+            with ts.Transaction() as transaction:
+                target = self._array.with_transaction(transaction)
+                target[self._slices(box)].write(array).result()
+        except (ValueError, OSError) as error:
+            raise ValueError(f'cannot write {box} of {self.spec.uri!r}: {error}') from error
 
     def _slices(self, box: BoundingBox) -> tuple[Any, ...]:
         return (..., *box.slices)
@@ -315,11 +324,27 @@ def _tensorstore_open(spec: Mapping[str, Any], parsed: VolumeUri, **options: Any
         # Chunks are kept only while a read needs them, and no stage reads what is being written:
         # asking again whether they changed is needless (and beyond bucket emulators).
         rechecked = {**spec, 'recheck_cached_data': False}
-        return ts.open(rechecked, context=ts.Context(), **options).result()
+        return ts.open(rechecked, context=_context(), **options).result()
     except ValueError as error:
         if 'NOT_FOUND' in str(error):
             raise FileNotFoundError(f'{str(parsed)!r}: there is no such volume') from error
         raise ValueError(f'cannot open {str(parsed)!r}: {error}') from error
+
+
+def retries() -> int:
+    """How often TensorStore has sent a request to a bucket again in this process."""
+    found = ts.experimental_collect_matching_metrics('/tensorstore/kvstore/gcs/retries')
+    return sum(int(value['value']) for metric in found for value in metric['values'])
+
+
+def _context() -> Any:
+    # As patient as `h01_beam.objects`.
+    delays = {
+        'initial_delay': f'{objects.RETRY_DELAY_S}s',
+        'max_delay': f'{objects.MOST_DELAY_S}s',
+        'max_retries': 32,
+    }
+    return ts.Context({'gcs_request_retries': delays})
 
 
 def _kvstore(path: str) -> dict[str, str]:

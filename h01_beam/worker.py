@@ -7,25 +7,36 @@ worker watches its launcher.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 LAUNCHER = 'H01_BEAM_LAUNCHER_PID'
 INTERVAL_S = 0.5
+# How long a launch may take to end by itself when one of its workers has ended with an error.
+GRACE_S = 5.0
 
 _started = threading.Lock()
 
 
-def prepare_launch() -> None:
+def prepare_launch(on_death: Callable[[str], None] | None = None) -> None:
     """Called by the launching process, before it starts workers.
+
+    Beam waits for ever for a worker process that has died, killed for its memory for example. So
+    that is told.
 
     Beam 2.77 loses data on its way to worker processes: a timer flushes the buffer of a stream
     without holding off writers, and what they add in between is dropped, without an error. Inputs
     of several chunks that take over a second to send are hit. Without the timer, buffers leave
     by size alone.
+
+    Args:
+      on_death: called in a thread of its own when a worker process has ended with an error and,
+        `GRACE_S` later, the launcher has not ended.
     """
     os.environ[LAUNCHER] = str(os.getpid())
     from apache_beam.runners.portability.fn_api_runner import worker_handlers
@@ -37,6 +48,26 @@ def prepare_launch() -> None:
             'constraints.txt names'
         )
     worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
+    if on_death is not None:
+        _tell_deaths(on_death)
+
+
+def _tell_deaths(on_death: Callable[[str], None]) -> None:
+    from apache_beam.runners.portability import local_job_service
+
+    sdk_worker = local_job_service.SubprocessSdkWorker
+    run = getattr(sdk_worker.run, '__wrapped__', sdk_worker.run)
+
+    @functools.wraps(run)
+    def watched(self: Any) -> None:
+        try:
+            run(self)
+        except RuntimeError as error:
+            # At the end of a launch, workers may end with an error too, and nobody minds.
+            time.sleep(GRACE_S)
+            on_death(str(error))
+
+    sdk_worker.run = watched
 
 
 def peak_memory_bytes() -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -23,11 +26,11 @@ from google.api_core.exceptions import GoogleAPIError
 from google.auth.exceptions import GoogleAuthError
 
 from h01_beam import config as config_lib
-from h01_beam import storage, worker
+from h01_beam import quarantine, storage, worker
 from h01_beam.cloud.errors import explain
 from h01_beam.hardware import NO_WISHES, Hardware
 from h01_beam.progress import LedgerProgress, count_done
-from h01_beam.run import Resources, Run
+from h01_beam.run import FailurePolicy, Resources, Run
 
 # Exit codes: 2 for what the user can mend before any work starts, 1 for a run that failed.
 BAD_INPUT, FAILED = 2, 1
@@ -40,6 +43,8 @@ BEAM_CHATTER = (
     'trying to create job at dataflow service endpoint',
     'details of server error',
 )
+# Quarantined blocks that are named on the screen; the report has more.
+MOST_NAMED = 10
 
 
 def parser(doc: str, *, config: bool = True, run_dir: bool = True) -> argparse.ArgumentParser:
@@ -64,6 +69,16 @@ def parser(doc: str, *, config: bool = True, run_dir: bool = True) -> argparse.A
         '--resources',
         metavar='FILE.yaml',
         help='what it asks of workers, see deploy/workers/; default: that section of --config',
+    )
+    result.add_argument(
+        '--block_attempts',
+        type=int,
+        default=3,
+        metavar='N',
+        help='how often a block is tried before it is quarantined (default 3)',
+    )
+    result.add_argument(
+        '--retry_quarantined', action='store_true', help='try quarantined blocks again'
     )
     result.add_argument('--dry_run', action='store_true', help='print the plan, write nothing')
     result.add_argument(
@@ -147,30 +162,50 @@ def execute(
         resources = _resources(args, options)
         # All of it without a trace first: a later stage that is refused must not find that an
         # earlier one has already remade its outputs.
+        policy = FailurePolicy(args.block_attempts, args.retry_quarantined)
         rehearsal = Run(run_dir, resources, dry_run=True, hardware=hardware)
         build(beam.Pipeline(runner='DirectRunner'), rehearsal)
         hardware.check_names(plan.name for plan in rehearsal.all_plans())
         if args.dry_run:
             print(args.describe(rehearsal))
             return 0
-        run = Run(run_dir, resources, hardware=hardware)
+        run = Run(run_dir, resources, hardware=hardware, policy=policy)
         pipeline = beam.Pipeline(options=options)
         build(pipeline, run)
     except (ValueError, OSError, GoogleAPIError, GoogleAuthError) as error:
         print(f'error: {error}', file=sys.stderr)
         return BAD_INPUT
+    ended = threading.Event()
+
+    def end_with_worker(reason: str) -> None:
+        if ended.is_set():
+            return
+        print(
+            f'error: a worker process died ({reason}), for want of memory perhaps', file=sys.stderr
+        )
+        print(
+            'Finished blocks are kept: give the same command to go on.', file=sys.stderr, flush=True
+        )
+        os._exit(FAILED)  # Beam would wait for it; the other workers end with this process.
+
     try:
-        worker.prepare_launch()
+        worker.prepare_launch(end_with_worker)
         with LedgerProgress(run.all_plans()):
             result = pipeline.run()
             if not _is_template(args.beam):
                 result.wait_until_finish()
     except Exception as error:
         logging.debug('pipeline failed', exc_info=True)
-        print(f'error: {_root_cause(error)}', file=sys.stderr)
-        if keeps:
+        cause = _root_cause(error)
+        print(f'error: {cause}', file=sys.stderr)
+        with contextlib.suppress(OSError):  # It may be storage that failed.
+            for line in itertools.islice(_quarantined(run), MOST_NAMED):
+                print(f'quarantined: {line}', file=sys.stderr)
+        if keeps and 'finished blocks are kept' not in cause:
             print('Finished blocks are kept: give the same command to go on.', file=sys.stderr)
         return FAILED
+    finally:
+        ended.set()
     if finish and not _is_template(args.beam):
         finish(run)
     return 0
@@ -226,6 +261,13 @@ def describe_plan(run: Run) -> str:
     limit = _gib(run.resources.memory_bytes_per_worker)
     lines.append(f'{run.resources.workers} workers of {limit} each; nothing was written.')
     return '\n'.join(lines)
+
+
+def _quarantined(run: Run) -> Iterator[str]:
+    """What blocks in quarantine failed of; a stage over all blocks fails of their absence."""
+    for stage in run.all_plans():
+        for path in quarantine.notes(stage.ledger):
+            yield json.loads(storage.read_bytes(path))['error']
 
 
 def read_report(run: Run) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from h01_beam import quarantine, storage
 from h01_beam.geometry import BoundingBox
-from h01_beam.run import Resources, Run
+from h01_beam.run import FailurePolicy, Resources, Run
 from h01_beam.volume import Volume, VolumeSpec
 
 GIB = 2**30
@@ -64,15 +66,37 @@ def tree_bytes(folder, suffix=''):
     }
 
 
-def run_pipeline(run_dir, build, memory_bytes=8 * GIB, dry_run=False, **options):
-    """Builds stages with `build(pipeline, run)` and runs them in this process."""
-    run = Run(str(run_dir), Resources(1, memory_bytes), dry_run=dry_run)
+# Blocks that fail are not worth a second attempt here, but in the next run.
+POLICY = FailurePolicy(attempts=1, retry_quarantined=True)
+
+
+def run_pipeline(
+    run_dir, build, memory_bytes=8 * GIB, dry_run=False, policy=POLICY, strict=True, **options
+):
+    """Builds stages with `build(pipeline, run)` and runs them in this process.
+
+    If strict, raises a QuarantinedBlockError for blocks that were left out, as `FinishRun` does.
+    """
+    run = Run(str(run_dir), Resources(1, memory_bytes), dry_run=dry_run, policy=policy)
     defaults = {'runner': 'DirectRunner', 'direct_num_workers': 1}
     pipeline = beam.Pipeline(options=PipelineOptions([], **{**defaults, **options}))
     build(pipeline, run)
     if not dry_run:
         pipeline.run().wait_until_finish()
+        missing = quarantine.explain(summaries(run))
+        if missing and strict:
+            raise quarantine.QuarantinedBlockError(missing)
     return run
+
+
+def summaries(run):
+    """What the stages of a run have done, by stage."""
+    paths = {plan.name: storage.join(plan.ledger.path, 'summary.json') for plan in run.plans}
+    return {
+        name: json.loads(storage.read_bytes(path))
+        for name, path in paths.items()
+        if storage.exists(path)
+    }
 
 
 def box(start, shape):

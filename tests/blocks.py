@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import signal
 
 import numpy as np
 from scipy import ndimage
@@ -47,6 +48,19 @@ class UntilPoisoned:
                 if 'space' in self.message
                 else (RuntimeError(self.message))
             )
+        return Mean()(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class KillsItsWorker:
+    """Ends its process as the kernel does for want of memory, for as long as a file is there."""
+
+    poison: str
+
+    def __call__(self, image, block):
+        if block.index == (1, 1, 1) and os.path.exists(self.poison):
+            os.remove(self.poison)
+            os.kill(os.getpid(), signal.SIGKILL)
         return Mean()(image)
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from h01_beam.testing.bucket import Emulator
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -26,6 +23,9 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('GRPC_VERBOSITY', 'ERROR')
 # Without it google-auth looks for a metadata server, for seconds, on every machine.
 os.environ.setdefault('NO_GCE_CHECK', 'true')
+# A bucket on loopback answers at once: what does not is a fault that a test made.
+os.environ.setdefault('H01_BEAM_RETRY_DELAY_S', '0.05')
+os.environ.setdefault('H01_BEAM_REQUEST_TIMEOUT_S', '2')
 
 # CI tries the same examples every time. No deadline: the machine may be shared.
 hypothesis.settings.register_profile(
@@ -51,90 +51,30 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope='session')
-def bucket_emulator() -> Iterator[str]:
-    """The address of a bucket emulator, one process with its objects in memory."""
-    address = f'http://127.0.0.1:{_free_port()}'
-    host, port = address.removeprefix('http://').split(':')
-    command = [sys.executable, '-m', 'gcp_storage_emulator', 'start', '--host', host]
-    with subprocess.Popen(
-        [*command, '--port', port, '--in-memory', '--quiet'],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        try:
-            _wait_until_up(address, process)
-            yield address
-        finally:
-            process.terminate()
+def bucket_emulator() -> Iterator[Emulator]:
+    """A bucket emulator, one process with its objects in memory."""
+    from h01_beam.testing.bucket import run_emulator  # After the environment is set, see above.
+
+    with run_emulator() as emulator:
+        yield emulator
 
 
 @pytest.fixture
 def gcs_bucket(
-    bucket_emulator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """A new, empty bucket `gs://...` on loopback, for this process and those that it starts.
 
     TensorStore, google-cloud-storage and Beam's file systems all reach it. The emulator lives
-    for the whole session, as clients that are cached in a process keep its address.
+    for the whole session, as clients that are cached in a process keep its address. Faults that a
+    test injects end with it.
     """
-    for name, value in _emulator_environment(bucket_emulator, tmp_path).items():
+    from h01_beam.testing.faults import FaultPlan
+
+    for name, value in bucket_emulator.environment(tmp_path).items():
         monkeypatch.setenv(name, value)
-    name = f'test-{uuid.uuid4().hex[:12]}'
-    request = urllib.request.Request(
-        f'{bucket_emulator}/storage/v1/b?project=test',
-        data=json.dumps({'name': name}).encode(),
-        headers={'Content-Type': 'application/json'},
-    )
-    with urllib.request.urlopen(request, timeout=10):
-        pass
-    yield f'gs://{name}'
-
-
-def _emulator_environment(address: str, folder: Path) -> dict[str, str]:
-    """What a process needs to use the emulator, and nothing else, for all its `gs://` access."""
-    # Beam searches for credentials for half a minute before it goes on without. These are valid
-    # for it, for ever, and for nobody else; the emulator ignores them.
-    credentials = folder / 'emulator_credentials.json'
-    credentials.write_text(
-        json.dumps(
-            {
-                'type': 'authorized_user',
-                'client_id': 'emulator',
-                'client_secret': 'emulator',
-                'refresh_token': 'emulator',
-                'token': 'emulator',
-                'expiry': '2999-01-01T00:00:00Z',
-            }
-        )
-    )
-    return {
-        'STORAGE_EMULATOR_HOST': address,
-        'TENSORSTORE_GCS_HTTP_URL': address,
-        'GOOGLE_APPLICATION_CREDENTIALS': str(credentials),
-        'GOOGLE_CLOUD_PROJECT': 'test',
-        # TensorStore would exchange the credentials above for a token, over the network.
-        'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'emulator',
-    }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait_until_up(address: str, process: subprocess.Popen[bytes], limit_s: float = 30) -> None:
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f'the bucket emulator ended with code {process.returncode}')
-        with contextlib.suppress(urllib.error.URLError, TimeoutError):
-            with urllib.request.urlopen(address, timeout=1):
-                return
-        time.sleep(0.05)
-    raise TimeoutError(f'the bucket emulator did not answer at {address} within {limit_s} s')
+    yield bucket_emulator.make_bucket(f'test-{uuid.uuid4().hex[:12]}')
+    bucket_emulator.inject(FaultPlan())
 
 
 if __name__ == '__main__':

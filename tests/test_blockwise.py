@@ -206,7 +206,7 @@ def test_a_full_disk_says_what_to_do(tmp_path, source):
     (tmp_path / 'poison').write_text('')
     function = UntilPoisoned(str(tmp_path / 'poison'), 'No space left on device')
     output = target(tmp_path / 'out', source)
-    message = r'block \(1, 1, 1\).*the disk is full: free space .* finished blocks are kept'
+    message = r'block \(1, 1, 1\).*the disk is full: free space.* finished blocks are kept'
     with pytest.raises(Exception, match=message):
         map_blocks(tmp_path / 'run', source, output, function)
 

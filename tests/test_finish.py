@@ -100,7 +100,7 @@ def test_old_keys_do_not_vouch_for_new_tables(tmp_path, monkeypatch):
     def compact(digest, n):
         part = tables.to_parquet({'n': np.array([n])}, schema)
         storage.write_bytes(run.table_part('t', (0, 0, 0)), part)
-        return finish._join_parts((0, digest), run.path, 't', grid, schema)
+        return finish._join_parts((0, (digest, 0)), run.path, 't', grid, schema)
 
     assert compact(1, 10) == (0, 1)
     assert compact(1, 10) == (0, None)

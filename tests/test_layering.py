@@ -14,6 +14,7 @@ import pytest
 SOURCES = ('h01_beam', 'pipelines', 'models')
 BEAM_FILES = (
     'h01_beam/blockwise.py',
+    'h01_beam/work.py',
     'h01_beam/finish.py',
     'h01_beam/worker.py',
     'h01_beam/boot.py',

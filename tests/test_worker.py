@@ -53,7 +53,7 @@ def test_failed_blocks_are_left_to_the_launcher():
     stream = io.StringIO()
     quiet = worker._WithoutFailedBlocks(stream)
     print('before', file=quiet)
-    print('Traceback\n  ...\nh01_beam.blockwise.BlockError: stage a', file=quiet)
+    print('Traceback\n  ...\nh01_beam.work.BlockError: stage a', file=quiet)
     print(file=quiet)
     print('Traceback\n  ...\nKeyError: 3', file=quiet)
     quiet.flush()
@@ -78,3 +78,19 @@ def test_peak_memory_is_that_of_this_process():
     block = bytearray(before + 2**26)
     block[:: 2**12] = b'x' * len(block[:: 2**12])
     assert worker.peak_memory_bytes() >= before + 2**26
+
+
+def test_a_worker_that_dies_is_told_once(monkeypatch):
+    from apache_beam.runners.portability import local_job_service
+
+    def dies(self):
+        raise RuntimeError('Worker subprocess exited with return code 137')
+
+    monkeypatch.setattr(local_job_service.SubprocessSdkWorker, 'run', dies)
+    monkeypatch.setattr(worker, 'GRACE_S', 0.0)
+    monkeypatch.setenv(worker.LAUNCHER, '')
+    told = []
+    for _ in range(2):  # A second launch in this process takes the place of the first.
+        worker.prepare_launch(told.append)
+    local_job_service.SubprocessSdkWorker.run(None)
+    assert told == ['Worker subprocess exited with return code 137']

@@ -17,7 +17,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from h01_beam import config as config_lib
-from h01_beam import storage, tables, worker
+from h01_beam import quarantine, storage, tables, worker
 from h01_beam.agglomeration.components import BYTES_PER_ROW, ConnectedComponents
 from h01_beam.blockwise import RANGE, expand_range
 from h01_beam.finish import StageSummary, forget_blocks
@@ -122,7 +122,13 @@ class _Files:
         self._local_bits = local_bits
 
     def is_current(self, edges: dict[str, Any]) -> dict[str, Any]:
-        """Whether the segments of these very edges are already there."""
+        """Whether the segments of these very edges are already there, or cannot be made."""
+        missing = edges.get('blocks_quarantined', 0) + edges.get('blocks_blocked', 0)
+        if missing:
+            storage.delete(self._marker())
+            reason = f'stage components: {missing} blocks of the stage before it were left out'
+            self._run().void_table('segment_of', reason)
+            return {'key': '', 'current': True, 'started': time.time(), 'missing': reason}
         key = config_lib.fingerprint([edges['digest'], self._grid])
         try:
             marker = json.loads(storage.read_bytes(self._marker()))
@@ -132,7 +138,7 @@ class _Files:
         if not current:
             # Void before any part changes; see `Ledger.void`.
             storage.delete(self._marker())
-        return {'key': key, 'current': current, 'started': time.time()}
+        return {'key': key, 'current': current, 'started': time.time(), 'missing': ''}
 
     def read_edges(self, linear: int) -> tables.Columns:
         part = self._run().table_part('edges', self._grid.index(linear))
@@ -158,6 +164,17 @@ class _Files:
     def finish(self, total: dict[str, int], state: dict[str, Any]) -> dict[str, Any]:
         """Writes the marker and the summary; keeps the old ones when nothing had changed."""
         path = storage.join(self._ledger().path, 'summary.json')
+        if state['missing']:
+            hole = quarantine.hole(quarantine.BLOCKED, (), None, state['missing'])
+            count = len(self._grid)
+            summary = {
+                'blocks': count, 'blocks_run': 0, 'blocks_reused': 0, 'blocks_quarantined': 0,
+                'blocks_blocked': count, 'rows': 0, 'seconds': 0.0, 'wall_seconds': 0.0,
+                'holes': [hole],
+            }  # fmt: skip
+            storage.write_bytes(path, json.dumps(summary, indent=1).encode())
+            return summary
+        self._run().restore_table('segment_of')
         if state['current']:
             summary = json.loads(storage.read_bytes(path))
             summary |= {'blocks_run': 0, 'blocks_reused': summary['blocks'], 'wall_seconds': 0.0}

@@ -35,6 +35,7 @@ from h01_beam.evaluation.contingency import (
     partition_rows,
 )
 from h01_beam.evaluation.scores import OverlapSums, Scores, score, sum_segments, sum_truths
+from h01_beam.finish import CountHoles, unless_holes
 from h01_beam.geometry import Block, BlockGrid, Triple
 from h01_beam.morphology.extents import EXTENTS, Extents, measure_extents, merge_extents
 from h01_beam.morphology.skeletons import Skeletons
@@ -67,7 +68,13 @@ def build_evaluate(
         table_writes={'overlaps': OVERLAPS, 'truth_extents': EXTENTS},
         after=after,
     )
-    blocks = records | 'Index' >> beam.Map(lambda record, grid: grid.index(record['index']), grid)
+    # Scores of a volume with holes would look like those of the segmentation.
+    holes = AsSingleton(records | CountHoles())
+    blocks = (
+        records
+        | 'IfWhole' >> beam.Filter(unless_holes, holes)
+        | 'Index' >> beam.Map(lambda record, grid: grid.index(record['index']), grid)
+    )
     overlaps = (
         blocks
         | 'ReadOverlaps' >> beam.FlatMap(_read_overlaps, run.table('overlaps'), partitions)
@@ -79,7 +86,11 @@ def build_evaluate(
         | 'AddSums' >> beam.CombineGlobally(_AddSums(OverlapSums()))
     )
     run_sums = _measure_runs(blocks, evaluation, grid, partitions, run)
-    scores = sums | 'Write' >> beam.Map(_write_scores, AsSingleton(run_sums), evaluation)
+    scores = (
+        sums
+        | 'ForgetScores' >> beam.Filter(_forget_unless_whole, holes, evaluation)
+        | 'Write' >> beam.Map(_write_scores, AsSingleton(run_sums), evaluation)
+    )
     worst = _tabulate_errors(overlaps, sums, evaluation)
     picture = _draw_worst(blocks, worst, scores, evaluation, grid, run)
     run.summaries += [scores, picture]
@@ -145,6 +156,15 @@ class _AddSums(beam.CombineFn):
 
     def extract_output(self, total: Any) -> Any:
         return total
+
+
+def _forget_unless_whole(sums: OverlapSums, holes: int, evaluation: Evaluation) -> bool:
+    """Whether there is something to score; old scores, tables and pictures go if there is not."""
+    if holes:
+        for ending in ('_truths.parquet', '_segments.parquet', '.png'):
+            storage.delete(_stem(evaluation) + ending)
+        storage.delete(evaluation.output)
+    return not holes
 
 
 def _write_scores(sums: OverlapSums, run_sums: erl.RunSums, evaluation: Evaluation) -> Scores:

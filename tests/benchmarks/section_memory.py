@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from h01_beam import blockwise, worker
+from h01_beam import work, worker
 from h01_beam.acquisition.importers import ImportConfig
 from h01_beam.acquisition.stage import build_checks
 from h01_beam.acquisition.tables import TILES, Acquisition, make_sections
@@ -97,7 +97,7 @@ def measure(folder: str, side: int, align: bool) -> None:
 def count_from_start_of_block() -> None:
     """Replaces the peak of the process, which never falls, by what a block adds to it."""
     trim = ctypes.CDLL('libc.so.6').malloc_trim
-    process, start = blockwise._ProcessBlocks._process_block, [0]
+    process, start = work.ProcessBlocks._process_block, [0]
 
     def from_start(self, linear):
         gc.collect()
@@ -107,7 +107,7 @@ def count_from_start_of_block() -> None:
         return process(self, linear)
 
     peak = worker.peak_memory_bytes
-    blockwise._ProcessBlocks._process_block = from_start
+    work.ProcessBlocks._process_block = from_start
     worker.peak_memory_bytes = lambda: peak() - start[0]
 
 

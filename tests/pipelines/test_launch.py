@@ -246,7 +246,7 @@ def test_root_causes_are_found():
         'Traceback (most recent call last):\n  File "x.py", line 1, in f\n'
         'KeyError: 3\n\nDuring handling of the above exception, another exception occurred:\n'
         '  File "y.py", line 1\n'
-        'RuntimeError: h01_beam.blockwise.BlockError: stage a, block (0, 1, 2)'
+        'RuntimeError: h01_beam.work.BlockError: stage a, block (0, 1, 2)'
         " (core [0:1]): KeyError: 3 [while running 'a/Process']\n"
     )
     found = launch._root_cause(RuntimeError(text))
