@@ -291,10 +291,7 @@ class _ProcessBlocks(beam.DoFn):
         block = self._grid.block(linear)
         try:
             started = time.time()
-            parts = {
-                name: self._read_parts(name, read, block)
-                for name, read in self._table_reads.items()
-            }
+            parts = self._read_tables(block)
             key = self._key(block, linear, parts)
             marker = self._ledger.read(block.index)
             ran = marker is None or marker.key != key
@@ -327,8 +324,18 @@ class _ProcessBlocks(beam.DoFn):
             [self.config_hash, self._generation, linear, block, upstream, digests]
         )
 
-    def _read_parts(self, name: str, read: TableRead, block: Block) -> list[bytes]:
-        box = read.region(block)
+    def _read_tables(self, block: Block) -> dict[str, list[bytes]]:
+        """Parts of all tables, those first by which others are read."""
+        parts: dict[str, list[bytes]] = {}
+        needed = {read.by for read in self._table_reads.values() if read.by}
+        rows: dict[str, tables.Columns] = {}
+        for name, read in sorted(self._table_reads.items(), key=lambda item: bool(item[1].by)):
+            parts[name] = self._read_parts(name, read, read.box(block, rows))
+            if name in needed:
+                rows[name] = tables.from_parquets(parts[name])
+        return parts
+
+    def _read_parts(self, name: str, read: TableRead, box: BoundingBox | None) -> list[bytes]:
         blocks = (read.grid or self._grid).touching(box) if box else ()
         return [storage.read_bytes(self._run.table_part(name, block.index)) for block in blocks]
 

@@ -78,7 +78,7 @@ def _cut_off(frame: Columns, position: int) -> dict[str, Any]:
 
 def _damage(run: FinishedRun, position: int) -> dict[str, Any]:
     config = run.manifest['config']
-    if config['align']['discontinuities'] is None:
+    if config['align']['lines'] is None:
         return {'folds': None, 'tears': None}
     pitch = config['align']['flow']['stride'] * config['stitch']['downsample']
     lines = join_parts(run.all_rows('damage'), position, 3 * pitch)

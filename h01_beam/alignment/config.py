@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from h01_beam.alignment.coarse import CoarseConfig
-from h01_beam.alignment.discontinuities import DiscontinuityConfig
-from h01_beam.alignment.flow import FlowConfig
+from h01_beam.alignment.flow import FlowConfig, FlowLevel
+from h01_beam.alignment.lines import LineConfig
 from h01_beam.alignment.lookup import LookupConfig
 from h01_beam.alignment.mesh import MeshConfig
 from h01_beam.alignment.mesh_blocks import BlocksConfig
 from h01_beam.imaging.masks import TissueConfig
+
+_FAR = FlowLevel(downsample=4, patch=48, search=16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class AlignConfig:
       flow: between roughly aligned sections.
       mesh: relaxation.
       mesh_blocks: how the mesh is cut.
-      discontinuities: what counts as a fold or a tear; None looks for none.
+      lines: what counts as a fold or a tear; None looks for none.
       causal: whether sections are aligned to those before only, so that sections that are added
         later change none of them.
       tissue: what of a thumbnail is tissue.
@@ -37,11 +39,11 @@ class AlignConfig:
 
     coarse: CoarseConfig = CoarseConfig()
     lookup: LookupConfig = LookupConfig()
-    flow: FlowConfig = FlowConfig()
+    # Far from the middle of a section rough alignment is off by more than finer levels look for.
+    flow: FlowConfig = FlowConfig(levels=(_FAR, *FlowConfig().levels))
     mesh: MeshConfig = MeshConfig()
     mesh_blocks: BlocksConfig = BlocksConfig()
-    # A report of damage that there is not is worse than one that leaves a short crack out.
-    discontinuities: DiscontinuityConfig | None = DiscontinuityConfig(min_length=12.0)
+    lines: LineConfig | None = LineConfig()
     causal: bool = False
     tissue: TissueConfig = TissueConfig()
     thumbnail: int = 1024
