@@ -28,6 +28,8 @@ NOTHING, FOLD, TEAR = 0, 1, 2
 # Pixels of a level: length of a piece. Cores are a quarter of it wide, and their sides 0.4 of it.
 UNIT = 16
 _ORIENTATIONS = 16
+# Texture is compared at this quantile: borders of a band are steep, and tissue beside it dark.
+_SMOOTHER = 0.3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,18 +92,19 @@ def find_lines(image: Bytes, pixel_nm: float, config: LineConfig) -> Bytes:
     pyramid = [_shrunk(image, factor) for factor in factors]
     fine, there = pyramid[0]
     found = np.zeros(fine.shape, np.uint8)
-    for (small, seen), factor, count in zip(pyramid, factors, pieces, strict=True):
-        for sign in (-1.0, 1.0):
+    size = (fine.shape[1], fine.shape[0])
+    for sign in (-1.0, 1.0):
+        band = np.zeros(fine.shape, np.bool_)
+        for (small, seen), count in zip(pyramid, pieces, strict=True):
             limit = _limits(small, seen, sign, count, config.contrast)
             if not limit.any():
                 continue
-            size = (fine.shape[1], fine.shape[0])
             limit = cv2.resize(limit, size, interpolation=cv2.INTER_NEAREST)
-            band = there & (limit > 0) & (sign * (fine - limit) > 0)
-            least = config.min_length_nm / 2 / (pixel_nm * factors[0])
-            kind = _kinds(fine, there, _long(band, least), factor // factors[0], config.texture)
-            # Cells have bright interiors too, and dendrites are straight: only gaps are smooth.
-            found = np.maximum(found, np.where(kind == TEAR, kind, kind if sign < 0 else 0))
+            band |= there & (limit > 0) & (sign * (fine - limit) > 0)
+        least = config.min_length_nm / 2 / (pixel_nm * factors[0])
+        kind = _kinds(fine, there, _long(band, least), factors[-1] // factors[0], config.texture)
+        # Cells have bright interiors too, and dendrites are straight: only gaps are smooth.
+        found = np.maximum(found, np.where(kind == TEAR, kind, kind if sign < 0 else 0))
     large = cv2.resize(found, None, fx=factors[0], fy=factors[0], interpolation=cv2.INTER_NEAREST)
     h, w = image.shape
     large = np.pad(large, ((0, max(0, h - large.shape[0])), (0, max(0, w - large.shape[1]))))
@@ -145,7 +148,7 @@ def _limits(image: Real, there: Bools, sign: float, pieces: int, contrast: float
         for y, x in steps:
             part = wide[margin - y : margin - y + h, margin - x : margin - x + w]
             result = np.where(part & (depth[k] > contrast), np.maximum(result, middle[k]), result)
-    return np.asarray(cv2.dilate(result, np.ones((UNIT // 2 + 1,) * 2, np.uint8)))
+    return np.asarray(cv2.dilate(result, np.ones((UNIT // 4 + 1,) * 2, np.uint8)))
 
 
 def _pieces(image: Real, there: Bools, sign: float) -> tuple[Real, Real]:
@@ -199,21 +202,18 @@ def _kinds(image: Real, there: Bools, band: Bools, scale: int, texture: float) -
     count, labels = cv2.connectedComponents(band.astype(np.uint8), connectivity=8)
     if count < 2:
         return kinds
-    # Borders of a band are steep, whatever is in it.
-    inner = cv2.erode(band.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    tissue = there & (cv2.dilate(band.astype(np.uint8), np.ones((2 * UNIT * scale + 1,) * 2)) > 0)
-    usual = _roughness(image, tissue & ~band)
+    near = cv2.dilate(band.astype(np.uint8), np.ones((2 * UNIT * scale + 1,) * 2, np.uint8)) > 0
+    rough = _roughness(image)
+    usual = float(np.quantile(rough[there & near], _SMOOTHER))
     for n in range(1, count):
         mine = labels == n
-        core = mine & inner
-        smooth = _roughness(image, core if core.sum() > UNIT else mine) < texture * usual
+        smooth = float(np.quantile(rough[mine], _SMOOTHER)) < texture * usual
         kinds[mine] = TEAR if smooth else FOLD
     return kinds
 
 
-def _roughness(image: Real, where: Bools) -> float:
-    """Deviation over mean, by quantiles: a stain or a hole does not count."""
-    if not where.any():
-        return 0.0
-    low, middle, high = np.quantile(image[where], (0.16, 0.5, 0.84))
-    return float((high - low) / 2 / max(float(middle), 1.0))
+def _roughness(image: Real) -> Real:
+    """Deviation over mean, within 3 x 3 pixels."""
+    mean = cv2.blur(image, (3, 3))
+    square = cv2.blur(image * image, (3, 3))
+    return np.asarray(np.sqrt(np.maximum(square - mean * mean, 0)) / np.maximum(mean, 1))
