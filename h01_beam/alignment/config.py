@@ -34,6 +34,8 @@ class AlignConfig:
       margin: pixels around the montage's frame that aligned sections may reach.
       flow_block: y and x pixels of which flow is estimated at once; multiples of the flow's
         stride and largest downsampling.
+      line_block: y and x pixels of the montage in which folds and tears are looked for at once;
+        they read as much around as a line is long.
       block: y and x pixels of the final image that are rendered at once.
     """
 
@@ -50,6 +52,7 @@ class AlignConfig:
     neighbours: int = 2
     margin: int = 64
     flow_block: tuple[int, int] = (1024, 1024)
+    line_block: tuple[int, int] = (2048, 2048)
     block: tuple[int, int] = (1024, 1024)
 
     def __post_init__(self) -> None:
@@ -66,7 +69,7 @@ class AlignConfig:
                 'be 1, as the mesh has its nodes at the stride of the full montage'
             )
         unit = self.flow.stride * max(level.downsample for level in self.flow.levels)
-        for name in ('flow_block', 'block'):
+        for name in ('flow_block', 'line_block', 'block'):
             value = getattr(self, name)
             if len(value) != 2 or min(value) < 64:
                 raise ValueError(

@@ -89,14 +89,16 @@ def find_lines(image: Bytes, pixel_nm: float, config: LineConfig) -> Bytes:
       (h, w) `NOTHING`, `FOLD` or `TEAR`.
     """
     factors, pieces = config.factors(pixel_nm), config.pieces(pixel_nm)
-    pyramid = [_shrunk(image, factor) for factor in factors]
-    fine, there = pyramid[0]
+    fine, there = _shrunk(image, factors[0])
+    if not there.any():
+        return np.zeros(image.shape, np.uint8)
+    means = [_means(*_shrunk(image, factor)) for factor in factors]
     found = np.zeros(fine.shape, np.uint8)
     size = (fine.shape[1], fine.shape[0])
     for sign in (-1.0, 1.0):
         band = np.zeros(fine.shape, np.bool_)
-        for (small, seen), count in zip(pyramid, pieces, strict=True):
-            limit = _limits(small, seen, sign, count, config.contrast)
+        for parts, count in zip(means, pieces, strict=True):
+            limit = _limits(parts, sign, count, config.contrast)
             if not limit.any():
                 continue
             limit = cv2.resize(limit, size, interpolation=cv2.INTER_NEAREST)
@@ -121,15 +123,18 @@ def _shrunk(image: Bytes, factor: int) -> tuple[Real, Bools]:
     return values / np.maximum(share, np.float32(1e-3)), np.asarray(share > 0.9)
 
 
-def _limits(image: Real, there: Bools, sign: float, pieces: int, contrast: float) -> Real:
+def _limits(parts: Real, sign: float, pieces: int, contrast: float) -> Real:
     """Grey levels midway between lines and their sides, near lines; 0 elsewhere."""
-    depth, middle = _pieces(image, there, sign)
+    core = parts[:, 0]
+    # The side that is nearer in brightness, and both must be seen: else every border would be one.
+    side = parts[:, 1:].min(axis=1) if sign < 0 else parts[:, 1:].max(axis=1)
+    depth, middle = np.nan_to_num(sign * (core - side) / side, nan=-1.0), (core + side) / 2
     fine = _ORIENTATIONS * max(1, pieces // 2)
     half, allowed = pieces // 2, pieces // 5
     margin = half * UNIT + 1
     clear = np.pad(depth > contrast, ((0, 0), (margin, margin), (margin, margin)))
-    result = np.zeros(image.shape, np.float32)
-    h, w = image.shape
+    h, w = core.shape[1:]
+    result = np.zeros((h, w), np.float32)
     for n in range(fine):
         angle = math.pi * n / fine
         k = round(n * _ORIENTATIONS / fine) % _ORIENTATIONS
@@ -151,29 +156,18 @@ def _limits(image: Real, there: Bools, sign: float, pieces: int, contrast: float
     return np.asarray(cv2.dilate(result, np.ones((UNIT // 4 + 1,) * 2, np.uint8)))
 
 
-def _pieces(image: Real, there: Bools, sign: float) -> tuple[Real, Real]:
-    """(orientations, h, w) contrast of pieces, and grey levels between them and their sides."""
+def _means(image: Real, there: Bools) -> Real:
+    """(orientations, 3, h, w) means over pieces, and to both sides; NaN where less than half is."""
     weight = there.astype(np.float32)
     values = image * weight
-    depths, middles = [], []
+    result = np.empty((_ORIENTATIONS, 3, *image.shape), np.float32)
     for n in range(_ORIENTATIONS):
-        core, *sides = (
-            _mean(values, weight, kernel) for kernel in _kernels(math.pi * n / _ORIENTATIONS)
-        )
-        # The side that is nearer in brightness, and both must be seen: else every border would be
-        # a band.
-        side = np.minimum(*sides) if sign < 0 else np.maximum(*sides)
-        depth = sign * (core - side) / np.maximum(side, 1)
-        depths.append(np.where(np.isfinite(depth), depth, -1))
-        middles.append(np.where(np.isfinite(depth), (core + side) / 2, 0))
-    return np.stack(depths).astype(np.float32), np.stack(middles).astype(np.float32)
-
-
-def _mean(values: Real, weight: Real, kernel: Real) -> Real:
-    """Means of what there is; NaN where that is less than half."""
-    total = cv2.filter2D(weight, -1, kernel, borderType=cv2.BORDER_CONSTANT)
-    mean = cv2.filter2D(values, -1, kernel, borderType=cv2.BORDER_CONSTANT)
-    return np.where(total > 0.5, mean / np.maximum(total, 0.5), np.float32(np.nan))
+        for part, kernel in enumerate(_kernels(math.pi * n / _ORIENTATIONS)):
+            total = cv2.filter2D(weight, -1, kernel, borderType=cv2.BORDER_CONSTANT)
+            mean = cv2.filter2D(values, -1, kernel, borderType=cv2.BORDER_CONSTANT)
+            mean = np.maximum(mean / np.maximum(total, np.float32(0.5)), 1)
+            result[n, part] = np.where(total > 0.5, mean, np.float32(np.nan))
+    return result
 
 
 def _kernels(angle: float) -> list[Real]:

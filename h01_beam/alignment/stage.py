@@ -200,7 +200,7 @@ def _find_lines(
         stage='find_lines',
         reads={'montage': montage},
         writes={'lines': lines},
-        grid=BlockGrid(montage.bounds, (1, 2048, 2048), (0, reach, reach)),
+        grid=BlockGrid(montage.bounds, (1, *config.line_block), (0, reach, reach)),
         config=[wanted, pixel],
         run=run,
         after=after,
