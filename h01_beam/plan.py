@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from h01_beam.geometry import Block, BlockGrid, CoreBox, ReadBox, Region
+from h01_beam.geometry import Block, BlockGrid, BoundingBox, CoreBox, ReadBox, Region
 from h01_beam.run import Provenance, Resources, Run, StagePlan, StageRecord
+from h01_beam.tables import Columns
 from h01_beam.volume import Volume, VolumeSpec
 
 # Interpreter, Beam, NumPy, TensorStore with its cache: resident size of an idle worker.
@@ -41,10 +42,17 @@ class TableRead:
     Attributes:
       region: which box belongs to a block of the stage.
       grid: the blocks by which the rows were written; None for those of the stage itself.
+      by: name of another table read of the stage: the region is then called with its rows too, as
+        only they tell which box it is.
     """
 
-    region: Region
+    region: Callable[..., BoundingBox | None]
     grid: BlockGrid | None = None
+    by: str | None = None
+
+    def box(self, block: Block, rows: Mapping[str, Columns]) -> BoundingBox | None:
+        """The box that belongs to a block, given rows of the tables that others are read by."""
+        return self.region(block, rows[self.by]) if self.by else self.region(block)
 
 
 @dataclasses.dataclass(frozen=True)

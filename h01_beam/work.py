@@ -132,10 +132,7 @@ class ProcessBlocks(beam.DoFn):
         for attempt in range(1, self._policy.attempts + 1):
             try:
                 started = time.time()
-                parts = {
-                    name: self._read_parts(name, read, block)
-                    for name, read in self._table_reads.items()
-                }
+                parts = self._read_tables(block)
                 key = self._key(block, linear, parts)
                 return self._finish_block(block, linear, key, parts, started, attempt)
             except UpstreamError as error:
@@ -235,8 +232,18 @@ class ProcessBlocks(beam.DoFn):
             [self.config_hash, self._generation, linear, block, upstream, digests]
         )
 
-    def _read_parts(self, name: str, read: TableRead, block: Block) -> list[bytes]:
-        box = read.region(block)
+    def _read_tables(self, block: Block) -> dict[str, list[bytes]]:
+        """Parts of all tables, those first by which others are read."""
+        parts: dict[str, list[bytes]] = {}
+        needed = {read.by for read in self._table_reads.values() if read.by}
+        rows: dict[str, tables.Columns] = {}
+        for name, read in sorted(self._table_reads.items(), key=lambda item: bool(item[1].by)):
+            parts[name] = self._read_parts(name, read, read.box(block, rows))
+            if name in needed:
+                rows[name] = tables.from_parquets(parts[name])
+        return parts
+
+    def _read_parts(self, name: str, read: TableRead, box: BoundingBox | None) -> list[bytes]:
         blocks = (read.grid or self._grid).touching(box) if box else ()
         if name not in self._table_writes:
             self._run.check_table(name)

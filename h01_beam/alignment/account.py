@@ -24,8 +24,9 @@ def describe_sections(run_path: str) -> list[dict[str, Any]]:
     Returns:
       section: its number; state: 'missing' (no usable tile), 'placed', 'loose' (ties to other
       sections, but not to most), 'unmatched'; reason; tiles and how many are good, suspect, bad or
-      missing; cut_off: share of the tissue beyond the aligned frame; loose_tiles and outlier_pairs
-      of stitching; folds and tears, how many; seam_rms_px; matches and their misfit;
+      missing; double_cut: whether it is at least 1.5 times as thick as most; cut_off: share of the
+      tissue beyond the aligned frame; loose_tiles and outlier_pairs of stitching; folds and tears,
+      how many; seam_rms_px; matches and their misfit;
       flow_known: share of the nodes; jitter_px: RMS by which the mesh and the flow disagree.
     """
     run = FinishedRun(run_path)
@@ -43,6 +44,7 @@ def _describe(run: FinishedRun, tables: dict[str, Columns], position: int) -> di
             'missing': int(checked['missing'][position]),
             'reason': str(checked['reason'][position]),
         },
+        _thickness(tables, position),
         _order(tables, position),
         _cut_off(tables['frame'], position),
         _damage(run, position),
@@ -58,6 +60,13 @@ def _describe(run: FinishedRun, tables: dict[str, Columns], position: int) -> di
     for part in parts:
         row |= part
     return row
+
+
+def _thickness(tables: dict[str, Columns], position: int) -> dict[str, Any]:
+    thickness = tables['sections']['thickness_nm']
+    doubled = bool(thickness[position] >= 1.5 * np.median(thickness))
+    told = f'a double cut: it is {float(thickness[position]):.0f} nm thick'
+    return {'double_cut': doubled, 'reason': told if doubled else ''}
 
 
 def _order(tables: dict[str, Columns], position: int) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def _cut_off(frame: Columns, position: int) -> dict[str, Any]:
 
 def _damage(run: FinishedRun, position: int) -> dict[str, Any]:
     config = run.manifest['config']
-    if config['align']['discontinuities'] is None:
+    if config['align']['lines'] is None:
         return {'folds': None, 'tears': None}
     pitch = config['align']['flow']['stride'] * config['stitch']['downsample']
     lines = join_parts(run.all_rows('damage'), position, 3 * pitch)

@@ -19,6 +19,7 @@ from h01_beam.alignment.frames import (
     affine_of,
     state_of,
 )
+from h01_beam.alignment.lines import LineConfig, find_lines
 from h01_beam.alignment.maps import CoordinateMap, compose, from_affine, invert_affine, warp
 from h01_beam.geometry import Block, BoundingBox, Triple
 from h01_beam.plan import BlockResult
@@ -44,8 +45,13 @@ class RenderRough:
         # What is read is turned: up to twice the block.
         return 24 * math.prod(read_shape)
 
-    def __call__(self, montage: Any, tissue: Bytes, affines: Columns, block: Block) -> BlockResult:
-        nothing = BlockResult(arrays={'rough': np.zeros(block.core.shape, np.uint8)})
+    def __call__(
+        self, montage: Any, tissue: Bytes, affines: Columns, block: Block, lines: Any = None
+    ) -> BlockResult:
+        blank = np.zeros(block.core.shape, np.uint8)
+        nothing = BlockResult(
+            arrays={'rough': blank} if lines is None else {'rough': blank, 'bands': blank}
+        )
         position = block.core.start[0]
         if state_of(affines, position) != 'placed':
             return nothing
@@ -58,6 +64,10 @@ class RenderRough:
             return nothing
         image = montage.read(part)[0]
         image = np.where(_enlarged(tissue[0], self.factor, part), image, 0).astype(np.uint8)
+        band = None if lines is None else lines.read(part)[0]
+        if band is not None:
+            # Flow must not hold on to what is not tissue.
+            image = np.where(band > 0, 0, image).astype(np.uint8)
         moved = grid.vectors - np.array(part.start[1:], np.float32).reshape(2, 1, 1)
         grid = CoordinateMap(moved.astype(np.float32), grid.start, grid.stride)
         whole = cv2.erode((image > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
@@ -65,8 +75,34 @@ class RenderRough:
         share = warp(whole.astype(np.float32), grid)[: shape[0], : shape[1]]
         there = share.astype(np.float32) > 0.99
         result = np.where(there, np.maximum(seen, 1), 0).astype(np.uint8)
+        arrays = {'rough': result[None]}
+        if band is not None:
+            # Pixels are of what most of them is of; kinds never mix along one line.
+            seen = warp(band.astype(np.float32), grid)[: shape[0], : shape[1]]
+            arrays['bands'] = np.rint(np.nan_to_num(seen)).astype(np.uint8)[None]
+        return BlockResult(arrays=arrays, metrics={'rough_pixels': float(there.sum())})
+
+
+@dataclasses.dataclass(frozen=True)
+class FindLines:
+    """Folds and tears of a block of a montage.
+
+    Attributes:
+      config: what counts.
+      pixel_nm: of the montage.
+    """
+
+    config: LineConfig
+    pixel_nm: float
+
+    def working_bytes(self, read_shape: Triple) -> int:
+        # Contrast, levels and their padded copies, in 16 orientations, at the finest level.
+        return 4 * math.prod(read_shape) + 200 * math.prod(read_shape) // 16
+
+    def __call__(self, montage: Bytes) -> BlockResult:
+        found = find_lines(montage[0], self.pixel_nm, self.config)
         return BlockResult(
-            arrays={'rough': result[None]}, metrics={'rough_pixels': float(there.sum())}
+            arrays={'lines': found[None]}, metrics={'line_pixels': float((found > 0).sum())}
         )
 
 
@@ -168,6 +204,7 @@ class _RenderSlice(RenderAligned):
             return nothing
         start, shape = block.core.start[1:], block.core.shape[1:]
         stride, factor = self.align.flow.stride, self.config.downsample
+        self._check_reach(mesh, position)
         first = self._first_node(block)
         grid = CoordinateMap(
             np.ascontiguousarray(mesh[:, 0]), (first[0] * stride, first[1] * stride), stride
@@ -206,6 +243,16 @@ class _RenderSlice(RenderAligned):
         y, x = (int(s - g) for s, g in zip(start, grid.start, strict=True))
         seen = seen.astype(np.float32)[y : y + shape[0], x : x + shape[1]]
         return np.asarray(seen > 0.25)
+
+    def _check_reach(self, mesh: npt.NDArray[np.float32], position: int) -> None:
+        """Tiles farther away than the mesh may reach are not read: they must not be needed."""
+        reach = self.align.mesh_blocks.halo * self.align.flow.stride
+        moved = float(np.nanmax(np.abs(mesh), initial=0))
+        if moved > reach:
+            raise ValueError(
+                f'the mesh moves section {position} by {moved:.0f} pixels: must be at most '
+                f'{reach}, align.mesh_blocks.halo times align.flow.stride; raise the halo'
+            )
 
     def _first_node(self, block: Block) -> tuple[int, int]:
         pitch = self.align.flow.stride * self.config.downsample

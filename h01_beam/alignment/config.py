@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from h01_beam.alignment.coarse import CoarseConfig
-from h01_beam.alignment.discontinuities import DiscontinuityConfig
-from h01_beam.alignment.flow import FlowConfig
+from h01_beam.alignment.flow import FlowConfig, FlowLevel
+from h01_beam.alignment.lines import LineConfig
 from h01_beam.alignment.lookup import LookupConfig
 from h01_beam.alignment.mesh import MeshConfig
 from h01_beam.alignment.mesh_blocks import BlocksConfig
 from h01_beam.imaging.masks import TissueConfig
+
+_FAR = FlowLevel(downsample=4, patch=48, search=16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class AlignConfig:
       flow: between roughly aligned sections.
       mesh: relaxation.
       mesh_blocks: how the mesh is cut.
-      discontinuities: what counts as a fold or a tear; None looks for none.
+      lines: what counts as a fold or a tear; None looks for none.
       causal: whether sections are aligned to those before only, so that sections that are added
         later change none of them.
       tissue: what of a thumbnail is tissue.
@@ -32,22 +34,25 @@ class AlignConfig:
       margin: pixels around the montage's frame that aligned sections may reach.
       flow_block: y and x pixels of which flow is estimated at once; multiples of the flow's
         stride and largest downsampling.
+      line_block: y and x pixels of the montage in which folds and tears are looked for at once;
+        they read as much around as a line is long.
       block: y and x pixels of the final image that are rendered at once.
     """
 
     coarse: CoarseConfig = CoarseConfig()
     lookup: LookupConfig = LookupConfig()
-    flow: FlowConfig = FlowConfig()
+    # Far from the middle of a section rough alignment is off by more than finer levels look for.
+    flow: FlowConfig = FlowConfig(levels=(_FAR, *FlowConfig().levels))
     mesh: MeshConfig = MeshConfig()
     mesh_blocks: BlocksConfig = BlocksConfig()
-    # A report of damage that there is not is worse than one that leaves a short crack out.
-    discontinuities: DiscontinuityConfig | None = DiscontinuityConfig(min_length=12.0)
+    lines: LineConfig | None = LineConfig()
     causal: bool = False
     tissue: TissueConfig = TissueConfig()
     thumbnail: int = 1024
     neighbours: int = 2
     margin: int = 64
     flow_block: tuple[int, int] = (1024, 1024)
+    line_block: tuple[int, int] = (2048, 2048)
     block: tuple[int, int] = (1024, 1024)
 
     def __post_init__(self) -> None:
@@ -64,7 +69,7 @@ class AlignConfig:
                 'be 1, as the mesh has its nodes at the stride of the full montage'
             )
         unit = self.flow.stride * max(level.downsample for level in self.flow.levels)
-        for name in ('flow_block', 'block'):
+        for name in ('flow_block', 'line_block', 'block'):
             value = getattr(self, name)
             if len(value) != 2 or min(value) < 64:
                 raise ValueError(

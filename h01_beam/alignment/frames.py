@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from h01_beam.alignment.maps import CoordinateMap, grid_points, invert_affine
 from h01_beam.geometry import Block, BoundingBox
+from h01_beam.stitching.frames import Frames
 from h01_beam.tables import Columns, Schema
 
 Reals = npt.NDArray[np.float64]
@@ -169,6 +170,35 @@ class OfSlice:
     def __call__(self, block: Block) -> BoundingBox | None:
         position = self.slices.positions[block.index[0]]
         return None if position < 0 else BoundingBox((position, 0, 0), (1, *self.cells))
+
+
+@dataclasses.dataclass(frozen=True)
+class CellsOfSlice:
+    """The cells whose tiles a block of the aligned volume may show; read by the table of affines.
+
+    Attributes:
+      slices: which section that is.
+      frames: of the sections.
+      downsample: of the montage.
+      reach: pixels of the montage that the mesh leads away at most.
+    """
+
+    slices: Slices
+    frames: Frames
+    downsample: int
+    reach: int
+
+    def __call__(self, block: Block, affines: Columns) -> BoundingBox | None:
+        position = self.slices.positions[block.index[0]]
+        if position < 0 or state_of(affines, position) != 'placed':
+            return None
+        start, end = np.array(block.core.start[1:]), np.array(block.core.end[1:])
+        low = (start - RENDER_STRIDE) / self.downsample - self.reach
+        high = (end + RENDER_STRIDE) / self.downsample + self.reach
+        back = invert_affine(affine_of(affines, position))
+        corners = np.array([[y, x, 1.0] for y in (low[0], high[0]) for x in (low[1], high[1])])
+        places = corners @ back.T * self.downsample + (self.downsample - 1) / 2
+        return self.frames.cells_below(position, places.min(axis=0), places.max(axis=0))
 
 
 @dataclasses.dataclass(frozen=True)

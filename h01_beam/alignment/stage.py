@@ -1,11 +1,12 @@
 """Alignment as Beam stages. Shape: pairs of sections, two graphs, blocks.
 
+find_lines        blocks    montage -> the volume `lines`: folds and tears
 match_sections    pairs     thumbnails -> matches
 place_sections    graph     matches of all pairs -> affines, one of each section (numbers only); or,
                             in causal runs, of one section after the other
 check_order       graph     matches of all pairs -> sections out of order (numbers only)
 measure_frame     sections  tissue through its affine -> how much lies beyond the aligned frame
-render_rough      blocks    montage through its affine -> the volume `rough`
+render_rough      blocks    montage and lines through its affine -> `rough`, `bands`
 flow_K, ...       blocks    `rough` -> the volume `mesh`: see `elastic.stage`
 render_image      blocks    tiles, through stitching, affine and mesh at once -> `image`, `mask`
 """
@@ -21,11 +22,12 @@ import numpy as np
 
 from h01_beam.acquisition.stage import build_checks
 from h01_beam.acquisition.tables import Acquisition
-from h01_beam.alignment.blocks import RenderAligned, RenderRough
+from h01_beam.alignment.blocks import FindLines, RenderAligned, RenderRough
 from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.elastic.stage import build_elastic
 from h01_beam.alignment.frames import (
     AFFINES,
+    CellsOfSlice,
     Everything,
     NodesOfSlice,
     OfSection,
@@ -91,19 +93,23 @@ def build_alignment(
     """
     frames = make_frames(acquisition, stitch)
     montage = montage_spec(acquisition, frames, stitch, run)
+    lines, lined = _find_lines(root, montage, config, run, after)
     tissue, levels, affines = _place(root, montage, config, run, after)
-    rough, roughs = _render_rough(root, montage, tissue, 2**levels, config, run, affines)
-    mesh, damage, meshes = build_elastic(root, rough, stitch.downsample, config, run, [roughs])
+    rough, bands, roughs = _render_rough(
+        root, montage, tissue, lines, 2**levels, config, run, [affines, *lined]
+    )
+    mesh, damage, meshes = build_elastic(
+        root, rough, bands, stitch.downsample, config, run, [roughs]
+    )
     nominal = _nominal_nm(acquisition, config)
     slices = Slices.of(acquisition.sections, nominal)
     factor = stitch.downsample
     specs = _aligned_specs(acquisition, frames.pixel_nm, nominal, slices, rough, factor, run)
     cells = frames.cells
-    whole = (cells.shape[1], cells.shape[2])
+    reach = config.mesh_blocks.halo * config.flow.stride
     pitch = config.flow.stride * factor
     reads = {'mesh': Read(mesh, NodesOfSlice(slices, pitch, mesh.bounds))}
     if damage is not None:
-        reach = config.mesh_blocks.halo * config.flow.stride
         reads['damage'] = Read(damage, PixelsOfSlice(slices, factor, reach, damage.bounds))
     done = root | MapBlocks(
         RenderAligned(frames, stitch, grey_range).with_slices(config, slices),
@@ -111,7 +117,7 @@ def build_alignment(
         reads=reads,
         table_reads={
             'tiles': TableRead(OfSlice(slices), cells),
-            'nodes': TableRead(OfSlice(slices, whole), cells),
+            'nodes': TableRead(CellsOfSlice(slices, frames, factor, reach), cells, by='affines'),
             'gains': TableRead(OfSlice(slices), cells),
             'affines': _affines(config, rough.shape[0], OfSlice(slices)),
         },
@@ -172,6 +178,34 @@ def _affines(config: AlignConfig, sections: int, own: Region) -> TableRead:
 
 def _by_section(sections: int) -> BlockGrid:
     return BlockGrid(BoundingBox((0, 0, 0), (sections, 1, 1)), (1, 1, 1))
+
+
+def _find_lines(
+    root: Any,
+    montage: VolumeSpec,
+    config: AlignConfig,
+    run: Run,
+    after: Sequence[beam.PCollection],
+) -> tuple[VolumeSpec | None, Sequence[beam.PCollection]]:
+    """Folds and tears in the frame of the montage."""
+    wanted = config.lines
+    if wanted is None:
+        return None, ()
+    assert montage.voxel_size_nm is not None
+    pixel = montage.voxel_size_nm[1]
+    lines = dataclasses.replace(montage, uri=run.volume_uri('lines'), kind='segmentation')
+    reach = wanted.reach(pixel)
+    found = root | MapBlocks(
+        FindLines(wanted, pixel),
+        stage='find_lines',
+        reads={'montage': montage},
+        writes={'lines': lines},
+        grid=BlockGrid(montage.bounds, (1, *config.line_block), (0, reach, reach)),
+        config=[wanted, pixel],
+        run=run,
+        after=after,
+    )
+    return lines, [found]
 
 
 def _find_tissue(
@@ -313,25 +347,32 @@ def _render_rough(
     root: Any,
     montage: VolumeSpec,
     tissue: VolumeSpec,
+    lines: VolumeSpec | None,
     factor: int,
     config: AlignConfig,
     run: Run,
-    after: beam.PCollection,
-) -> tuple[VolumeSpec, beam.PCollection]:
+    after: Sequence[beam.PCollection],
+) -> tuple[VolumeSpec, VolumeSpec | None, beam.PCollection]:
     shape = _aligned_shape(montage, config)
     rough = dataclasses.replace(montage, uri=run.volume_uri('rough'), shape=shape)
+    reads, writes, bands = {}, {'rough': rough}, None
+    if lines is not None:
+        bands = dataclasses.replace(rough, uri=run.volume_uri('bands'), kind='segmentation')
+        reads['lines'] = Read(lines, OfSection(lines.shape[1:]), lazy=True)
+        writes['bands'] = bands
     done = root | MapBlocks(
         RenderRough(factor),
         stage='render_rough',
         reads={
             'montage': Read(montage, OfSection(montage.shape[1:]), lazy=True),
             'tissue': Read(tissue, OfSection(tissue.shape[1:])),
+            **reads,
         },
         table_reads={'affines': _affines(config, montage.shape[0], OfSection())},
-        writes={'rough': rough},
+        writes=dict(writes),
         grid=BlockGrid(rough.bounds, (1, 1024, 1024)),
         config=factor,
         run=run,
-        after=[after],
+        after=after,
     )
-    return rough, done
+    return rough, bands, done

@@ -97,6 +97,18 @@ class Frames:
         """(n, 2) row and column of the cells of tiles, from their places by the stage."""
         return (places // np.array(self.cell)).astype(np.int64)
 
+    def cells_below(self, position: int, low: Reals, high: Reals) -> BoundingBox:
+        """The cells of a section whose tiles may reach a box, given by its corners, of its frame.
+
+        Tiles that move further than the margin are left out: see `SolvePlaces`.
+        """
+        reach = self.margin + _BENDING
+        first = (np.floor(low) - self.tile_shape - reach) // self.cell
+        last = (np.ceil(high) + reach) // self.cell
+        y, x = np.maximum(first, 0).astype(int).tolist()
+        h, w = np.maximum(last - np.maximum(first, 0) + 1, 0).astype(int).tolist()
+        return BoundingBox((position, y, x), (1, h, w))
+
 
 @dataclasses.dataclass(frozen=True)
 class WholeSection:
@@ -131,18 +143,11 @@ class CellsBelow:
     downsample: int
 
     def __call__(self, block: Block) -> BoundingBox:
-        low, high = [], []
-        for axis in range(2):
-            start = block.core.start[1 + axis] * self.downsample
-            end = block.core.end[1 + axis] * self.downsample
-            # Tiles that move further than the margin are left out; see `SolvePlaces`.
-            reach = self.frames.margin + _BENDING
-            first = start - self.frames.tile_shape[axis] - reach
-            last = end + reach
-            low.append(max(0, first // self.frames.cell[axis]))
-            high.append(last // self.frames.cell[axis] + 1)
-        z = block.core.start[0]
-        return BoundingBox.from_bounds((z, low[0], low[1]), (z + 1, high[0], high[1]))
+        low, high = (
+            np.array(corner[1:], np.float64) * self.downsample
+            for corner in (block.core.start, block.core.end)
+        )
+        return self.frames.cells_below(block.core.start[0], low, high)
 
 
 def find_origins(acquisition: Acquisition, margin: int) -> Ints:

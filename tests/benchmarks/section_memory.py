@@ -27,7 +27,10 @@ from h01_beam.acquisition.importers import ImportConfig
 from h01_beam.acquisition.stage import build_checks
 from h01_beam.acquisition.tables import TILES, Acquisition, make_sections
 from h01_beam.alignment.config import AlignConfig
+from h01_beam.alignment.flow import FlowConfig
 from h01_beam.alignment.job import AlignJob
+from h01_beam.alignment.lines import LineConfig
+from h01_beam.alignment.mesh_blocks import BlocksConfig
 from h01_beam.alignment.stage import build_align_job
 from h01_beam.finish import FinishRun
 from h01_beam.run import Resources, Run
@@ -79,7 +82,15 @@ def measure(folder: str, side: int, align: bool) -> None:
         stitch=StitchConfig(
             offsets=OffsetConfig(search=16), cell_tiles=2, downsample=1, montage_block=(256, 256)
         ),
-        align=AlignConfig(thumbnail=512, block=(512, 512), flow_block=(512, 512)),
+        align=AlignConfig(
+            thumbnail=512,
+            block=(512, 512),
+            flow_block=(512, 512),
+            line_block=(512, 512),
+            lines=LineConfig(finest_nm=8.0, levels=1, min_length_nm=1000.0),
+            flow=FlowConfig(),
+            mesh_blocks=BlocksConfig(tile=16, halo=4, coarsest=16),
+        ),
     )
     run = Run(f'{folder}/run', Resources(1, 2**34))
     options = PipelineOptions([], runner='DirectRunner', direct_num_workers=1)

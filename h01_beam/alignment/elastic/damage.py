@@ -1,33 +1,27 @@
 """Folds and tears of sections in blocks of nodes, and the parts of one that lies in several.
 
-A section's own discontinuities show in its flow to all others, so at least two flows must know of a
-place: else a fold of the other section would pass for a tear of this one. Flow from later sections
-counts with its sign turned, at the nodes where it stands: the flow of rough alignment is about a
-node long, and that far is a line off at most.
+`find_lines` has found them in the image of the montage, and `render_rough` has laid them into the
+frame of the roughly aligned section. Here edges of the mesh that cross one are cut.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.alignment.discontinuities import (
-    Discontinuities,
-    DiscontinuityConfig,
-    find_discontinuities,
-    near_nodes,
-)
 from h01_beam.alignment.frames import Shifted
+from h01_beam.alignment.lines import FOLD, TEAR
 from h01_beam.geometry import Block, Triple
 from h01_beam.plan import BlockResult
 from h01_beam.tables import Columns, Schema, length
 
 Real = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
 
 # Parts of folds and tears by blocks: 'fold' or 'tear', the box around (full-size pixels of the
 # aligned volume, y and x) and the length there.
@@ -42,13 +36,11 @@ DAMAGE = Schema(
         'length': 'float64',
     }
 )
-# Nodes around a block: lines are fitted over 7 and told from noise by their length.
+_KINDS = {FOLD: 'fold', TEAR: 'tear'}
+# Nodes around a block: the course of a line is fitted to what is seen of it.
 HALO = 16
-
-
-def flow_name(back: int, later: bool) -> str:
-    """Of a read: flow to the section that lies `back` before, or from the one as far behind."""
-    return f'{"later" if later else "flow"}_{back}'
+# Pixels around bands and gaps where they are blurred.
+_BORDER = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,93 +48,103 @@ class FindDamage:
     """Folds and tears of a block of a section.
 
     Attributes:
-      config: what counts.
       region: of the nodes that are read; the block's own and those around.
       stride: pixels of the montage between nodes.
       downsample: of the montage.
     """
 
-    config: DiscontinuityConfig
     region: Shifted
     stride: int
     downsample: int
 
     def working_bytes(self, read_shape: Triple) -> int:
         nodes = math.prod(n + 2 * HALO for n in read_shape[1:])
-        # Normal matrices and their inverses; the image and its filtered copies.
-        return nodes * (2 * 8 * 8 * 8 * 3 + 30 * self.stride**2)
+        return nodes * (30 * self.stride**2)
 
-    def __call__(self, rough: Bytes, block: Block, **flows: Real | None) -> BlockResult:
+    def __call__(self, bands: Bytes, block: Block) -> BlockResult:
         _, h, w = block.core.shape
         sheets = np.ones((2, 1, h, w), np.float32)
         around = self.region(block)
         assert around is not None
         y, x = (s - a for s, a in zip(block.core.start[1:], around.start[1:], strict=True))
-        own = (slice(y, y + h), slice(x, x + w))
         pixels = tuple(
-            slice(o.start * self.stride, min(o.stop * self.stride, n))
-            for o, n in zip(own, rough.shape[1:], strict=True)
+            slice(a * self.stride, min((a + n) * self.stride, m))
+            for a, n, m in zip((y, x), (h, w), bands.shape[1:], strict=True)
         )
-        damage = np.zeros((1, *(p.stop - p.start for p in pixels)), np.uint8)
+        wide = cv2.dilate(bands[0], np.ones((2 * _BORDER + 1,) * 2, np.uint8))
+        damage = np.minimum(wide[pixels], 1)[None]
         nothing = BlockResult(arrays={'sheets': sheets, 'damage': damage})
-        vectors, weights = _own_flows(flows)
-        if len(vectors) < 2 or not rough.any():
-            return nothing
-        mask = rough[0] > 0
-        found = find_discontinuities(vectors, weights, rough[0], mask, self.stride, self.config)
-        if not found.kinds:
+        if not bands.any():
             return nothing
         # Lines lie in the frame of the roughly aligned section, sheets in that of the aligned one;
         # the mesh moves nodes by less than lines are sure, so one stands for the other.
-        cut_y = np.pad(found.cut_y, ((0, 1), (0, 0)))[own]
-        cut_x = np.pad(found.cut_x, ((0, 0), (0, 1)))[own]
-        sheets[0, 0][cut_y] = 0
-        sheets[1, 0][cut_x] = 0
-        near = near_nodes(found.pieces > 0, mask.shape, self.stride, self.config.breadth)
-        damage[0] = (near & ~found.mask)[pixels]
-        rows = _parts(found, own, block, self.stride * self.downsample)
+        rows = []
+        _, labels = cv2.connectedComponents(np.minimum(bands[0], 1), connectivity=8)
+        for number in range(1, int(labels.max()) + 1):
+            band = labels == number
+            cuts = cut_edges(band, self.stride)
+            for sheet, cut in zip(sheets[:, 0], cuts, strict=True):
+                mine = cut[y : y + h, x : x + w]
+                sheet[: mine.shape[0], : mine.shape[1]][mine] = 0
+            kind = FOLD if 2 * int((bands[0][band] == FOLD).sum()) > band.sum() else TEAR
+            rows += self._part(band[pixels], kind, block)
+        columns = [np.array(c) for c in zip(*rows, strict=True)] or [np.empty(0)] * 7
+        table = {
+            name: column.astype(DAMAGE.empty()[name].dtype)
+            for name, column in zip(DAMAGE.columns, columns, strict=True)
+        }
         return BlockResult(
             arrays={'sheets': sheets, 'damage': damage},
-            rows={'damage': rows},
-            metrics={'parts': float(length(rows)), 'cut_edges': float(cut_y.sum() + cut_x.sum())},
+            rows={'damage': table},
+            metrics={'parts': float(length(table)), 'cut_edges': float((sheets == 0).sum())},
         )
 
-
-def _own_flows(flows: Mapping[str, Real | None]) -> tuple[Real, Real]:
-    """(flows, 2, h, w) from the section, and (flows, h, w) weights, where two of them are known."""
-    vectors, weights = [], []
-    for name, flow in flows.items():
-        if flow is None or not np.isfinite(flow[0]).any():
-            continue
-        sign = np.float32(-1 if name.startswith('later') else 1)
-        vectors.append(sign * flow[:2, 0])
-        weights.append(flow[2, 0])
-    if not vectors:
-        return np.empty((0, 2, 0, 0), np.float32), np.empty((0, 0, 0), np.float32)
-    both = np.stack(vectors)
-    several = np.isfinite(both[:, 0]).sum(axis=0) > 1
-    return np.where(several, both, np.float32(np.nan)), np.stack(weights)
+    def _part(self, band: Bools, kind: int, block: Block) -> list[tuple[object, ...]]:
+        places = np.argwhere(band)
+        if not len(places):
+            return []
+        start = np.array(block.core.start[1:]) * self.stride
+        low, high = (
+            (start + v) * self.downsample for v in (places.min(axis=0), places.max(axis=0))
+        )
+        extent = float(np.hypot(*(high - low)))
+        return [(block.core.start[0], _KINDS[kind], *low.tolist(), *high.tolist(), extent)]
 
 
-def _parts(
-    found: Discontinuities, own: tuple[slice, slice], block: Block, pitch: int
-) -> dict[str, np.ndarray]:
-    rows = []
-    pieces = found.pieces[own]
-    for number, kind in enumerate(found.kinds, 1):
-        nodes = np.argwhere(pieces == number)
-        if not len(nodes):
-            continue
-        low, high = nodes.min(axis=0), nodes.max(axis=0)
-        start = np.array(block.core.start[1:])
-        extent = float(np.hypot(*(high - low))) * pitch
-        rows.append((block.core.start[0], kind, *((start + low) * pitch).tolist(),
-                     *((start + high) * pitch).tolist(), extent))  # fmt: skip
-    columns = [np.array(c) for c in zip(*rows, strict=True)] or [np.empty(0)] * 7
-    return {
-        name: column.astype(DAMAGE.empty()[name].dtype)
-        for name, column in zip(DAMAGE.columns, columns, strict=True)
-    }
+def cut_edges(band: Bools, stride: int) -> tuple[Bools, Bools]:
+    """Edges between nodes that cross a band.
+
+    Args:
+      band: (height, width) pixels of one line; node (i, j) is at (i, j) * stride.
+      stride: pixels between nodes.
+
+    Returns:
+      two (h, w): the edges to the next node in y, and in x.
+    """
+    y, x = np.nonzero(band)
+    grid = np.stack(
+        np.meshgrid(*(np.arange(-(-n // stride)) * stride for n in band.shape), indexing='ij')
+    ).astype(np.float64)
+    middle = np.array([y.mean(), x.mean()])
+    _, axes = np.linalg.eigh(np.cov(np.stack([y, x])) if len(y) > 1 else np.eye(2))
+    across, along = axes.T
+    places = np.stack([y, x], axis=1) - middle
+    # Lines bend: across as a parabola of along.
+    course = np.polyfit(places @ along, places @ across, 2) if len(y) > 8 else np.zeros(3)
+    off = grid - middle.reshape(2, 1, 1)
+    s = np.tensordot(along, off, axes=1)
+    side = np.tensordot(across, off, axes=1) - np.polyval(course, s) > 0
+    far = places @ along
+    within = (s >= far.min() - stride) & (s <= far.max() + stride)
+    near = within & (cv2.dilate(
+        band.astype(np.uint8), np.ones((2 * stride + 1,) * 2, np.uint8)
+    )[::stride, ::stride] > 0)  # fmt: skip
+    cuts = []
+    for axis in range(2):
+        cut = (side != np.roll(side, -1, axis)) & near & np.roll(near, -1, axis)
+        cut[(-1, slice(None)) if axis == 0 else (slice(None), -1)] = False
+        cuts.append(cut)
+    return cuts[0], cuts[1]
 
 
 def join_parts(parts: Columns, section: int, gap: float) -> list[tuple[str, float]]:

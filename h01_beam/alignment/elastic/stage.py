@@ -1,8 +1,8 @@
 """Elastic alignment as Beam stages. Shape: blocks, by levels and sweeps.
 
 flow_K              blocks    `rough` of a section and of the K-th before -> the volume `flow_K`
-find_damage         blocks    flow of a section, and its image -> the volumes `sheets` and
-                              `damage`, the table `damage`
+find_damage         blocks    bands of a section -> the volumes `sheets` and `damage`, the table
+                              `damage`
 coarsen_sheets_F    blocks    sheets of a level -> of the next coarser
 coarsen_flow_F      blocks    flow of a level -> of the next coarser, one node in place of four
 relax_mesh_F_S      blocks    flow, and vectors of the sweep before -> the volume `mesh_F_S`
@@ -22,7 +22,6 @@ import apache_beam as beam
 
 from h01_beam.alignment.blocks import EstimateFlow, flow_halo
 from h01_beam.alignment.config import AlignConfig
-from h01_beam.alignment.discontinuities import DiscontinuityConfig
 from h01_beam.alignment.elastic.blocks import (
     LINKS,
     CoarsenFlow,
@@ -30,7 +29,7 @@ from h01_beam.alignment.elastic.blocks import (
     MeasureLinks,
     RelaxMesh,
 )
-from h01_beam.alignment.elastic.damage import DAMAGE, HALO, FindDamage, flow_name
+from h01_beam.alignment.elastic.damage import DAMAGE, HALO, FindDamage
 from h01_beam.alignment.elastic.regions import (
     AroundNodes,
     CoarserNodes,
@@ -53,6 +52,7 @@ Records = Sequence[beam.PCollection]
 def build_elastic(
     root: Any,
     rough: VolumeSpec,
+    bands: VolumeSpec | None,
     downsample: int,
     config: AlignConfig,
     run: Run,
@@ -63,6 +63,7 @@ def build_elastic(
     Args:
       root: the pipeline.
       rough: the roughly aligned sections; 0 is no tissue.
+      bands: folds and tears of them, see `find_lines`; None: they are not looked for.
       downsample: of the montage, and of `rough`.
       config: see `AlignConfig`.
       run: the run.
@@ -74,10 +75,8 @@ def build_elastic(
     """
     flows, done = _estimate_flow(root, rough, config, run, after)
     levels, damage = [flows], None
-    if config.discontinuities is not None:
-        sheets, damage, found = _find_damage(
-            root, rough, flows, downsample, config, config.discontinuities, run, done
-        )
+    if bands is not None:
+        sheets, damage, found = _find_damage(root, bands, flows, downsample, config, run, after)
         levels, done = [{**flows, 'sheets': sheets}], [*done, found]
     mesh, meshes = _relax(root, levels, config, run, done)
     halo = config.mesh_blocks.halo
@@ -101,11 +100,10 @@ def build_elastic(
 
 def _find_damage(
     root: Any,
-    rough: VolumeSpec,
+    bands: VolumeSpec,
     flows: Mapping[str, VolumeSpec],
     downsample: int,
     config: AlignConfig,
-    wanted: DiscontinuityConfig,
     run: Run,
     after: Records,
 ) -> tuple[VolumeSpec, VolumeSpec, beam.PCollection]:
@@ -113,28 +111,20 @@ def _find_damage(
     sheets = dataclasses.replace(flow, uri=run.volume_uri('sheets'), channels=2)
     unit = tuple(n * stride for n in flow.chunk[1:])
     damage = dataclasses.replace(
-        rough, uri=run.volume_uri('damage'), chunk=(1, unit[0], unit[1]), kind='segmentation'
+        bands, uri=run.volume_uri('damage'), chunk=(1, unit[0], unit[1]), kind='segmentation'
     )
-    reads = {'rough': Read(rough, Shifted(rough.bounds, 0, stride, HALO * stride))}
-    for back in range(1, config.neighbours + 1):
-        # A causal run must not know of later sections.
-        for later in (False,) if config.causal else (False, True):
-            shift = -back if later else 0
-            reads[flow_name(back, later)] = Read(
-                flows[f'flow_{back}'], Shifted(flow.bounds, shift, 1, HALO)
-            )
     done = root | MapBlocks(
-        FindDamage(wanted, Shifted(flow.bounds, 0, 1, HALO), stride, downsample),
+        FindDamage(Shifted(flow.bounds, 0, 1, HALO), stride, downsample),
         stage='find_damage',
-        reads=reads,
+        reads={'bands': Read(bands, Shifted(bands.bounds, 0, stride, HALO * stride))},
         writes={
             'sheets': sheets,
-            'damage': Write(damage, CoreBox((1, stride, stride), rough.bounds),
-                            BlockGrid(rough.bounds, damage.chunk)),
+            'damage': Write(damage, CoreBox((1, stride, stride), bands.bounds),
+                            BlockGrid(bands.bounds, damage.chunk)),
         },
         table_writes={'damage': DAMAGE},
         grid=BlockGrid(flow.bounds, flow.chunk),
-        config=[wanted, stride, downsample, config.neighbours],
+        config=[stride, downsample],
         run=run,
         after=after,
     )  # fmt: skip
