@@ -108,6 +108,10 @@ class MapBlocks(beam.PTransform):
         self._writes = {
             n: w if isinstance(w, Write) else Write(w) for n, w in (writes or {}).items()
         }
+        self._table_reads = {
+            n: r if isinstance(r, TableRead) else TableRead(r)
+            for n, r in (table_reads or {}).items()
+        }
         self._table_writes = dict(table_writes or {})
         self._after = list(after)
         self._run = run
@@ -119,10 +123,7 @@ class MapBlocks(beam.PTransform):
             ledger=self._ledger,
             reads=self._reads,
             writes=self._writes,
-            table_reads={
-                n: r if isinstance(r, TableRead) else TableRead(r)
-                for n, r in (table_reads or {}).items()
-            },
+            table_reads=self._table_reads,
             table_writes=self._table_writes,
             config=config_lib.fingerprint([stage, version, config, model_hash]),
             concurrency=concurrency,
@@ -135,7 +136,7 @@ class MapBlocks(beam.PTransform):
         run.plans.append(
             plan.plan_stage(
                 function, stage, grid, self._reads, self._writes, concurrency, run, config_hash,
-                chained=chained,
+                chained=chained, table_reads=self._table_reads, table_writes=self._table_writes,
             )
         )  # fmt: skip
 
