@@ -46,8 +46,9 @@ from h01_beam.run import (
 )
 from h01_beam.volume import Volume, VolumeSpec
 
-# Block numbers travel in ranges of this many; a range is one element of the initial Create.
-RANGE = 4096
+# Block numbers travel in ranges of this many or more; a range is one element of the initial Create,
+# which is part of the job's description: that of Dataflow may have 10 MB in all.
+RANGE, RANGES = 4096, 1024
 
 
 class BlockError(RuntimeError):
@@ -145,8 +146,7 @@ class MapBlocks(beam.PTransform):
             self._create_outputs()
         # Of a chain, the first block of each column stands for all of it.
         count = len(self._grid) // (self._grid.shape[0] if self._chained else 1)
-        ranges = [(i, min(i + RANGE, count)) for i in range(0, count, RANGE)]
-        start = root | 'Ranges' >> beam.Create(ranges, reshuffle=False)
+        start = root | 'Ranges' >> beam.Create(make_ranges(count), reshuffle=False)
         if self._after:
             start = start | 'Wait' >> beam.WaitOn(*self._after)
         done = (
@@ -395,6 +395,12 @@ class _ProcessBlocks(beam.DoFn):
             hasher.update(data)
             rows += tables.length(columns)
         return rows
+
+
+def make_ranges(count: int) -> list[tuple[int, int]]:
+    """Cuts block numbers from 0 to `count` into ranges (first, one past the last), few for any."""
+    step = max(RANGE, -(-count // RANGES))
+    return [(i, min(i + step, count)) for i in range(0, count, step)]
 
 
 def expand_range(bounds: tuple[int, int]) -> Iterator[int]:

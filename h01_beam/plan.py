@@ -187,6 +187,10 @@ def _volume_traffic(name: str, item: Read | Write, grid: BlockGrid, run: Run) ->
         if box is None:
             return 0, 0, 0
         markers = _cells(box, source.bounds.start, source.block_shape) if source else 0
+        if isinstance(item, Read) and item.lazy:
+            # It says what may be read; what is read is about as much as the block covers.
+            some = BoundingBox(box.start, block.core.shape).pad((0, 0, 0), spec.chunk)
+            box = some.intersection(box) or box
         return box.size, _requests(spec, box, writes), markers
 
     voxels, objects, markers = _over_blocks(grid, counts)
