@@ -133,7 +133,7 @@ class MapBlocks(beam.PTransform):
         )
         self._grid, self._chained = grid, chained
         self._stage = stage
-        config_hash = self._process.config_hash
+        self.config_hash = config_hash = self._process.config_hash
         run.plans.append(
             plan.plan_stage(
                 function, stage, grid, self._reads, self._writes, concurrency, run, config_hash,

@@ -81,6 +81,14 @@ class Ledger:
         """
         return storage.list_files(join_markers(self.path), '.json', since)
 
+    def times_written(self) -> Iterable[float]:
+        """When each marker was written, seconds since 1970; one by one."""
+        return (written for _, written in storage.list_times(join_markers(self.path), '.json'))
+
+    def quarantined(self) -> Iterable[str]:
+        """Paths of the records of blocks that were given up."""
+        return storage.list_files(storage.join(self.path, 'quarantine'), '.json')
+
     def _file(self, index: Triple) -> str:
         z, y, x = index
         return storage.join(join_markers(self.path), str(z), f'{y}_{x}.json')

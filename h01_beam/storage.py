@@ -87,6 +87,19 @@ def version(path: str) -> str:
     return str(blob.generation)
 
 
+def written_at(path: str) -> float | None:
+    """When a file was written, seconds since 1970; None if there is none."""
+    try:
+        if not is_remote(path):
+            return local_path(path).stat().st_mtime
+        with _cloud_errors(path):
+            blob = _blob(path)
+            blob.reload()
+        return float(blob.updated.timestamp())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def read_range(path: str, start: int, stop: int) -> bytes:
     """Reads the bytes `start <= i < stop` of a file, which must have them.
 
@@ -140,18 +153,43 @@ def list_files(prefix: str, suffix: str = '', since: float = 0.0) -> Iterator[st
       suffix: what their names end in.
       since: seconds since 1970; files that were written before are left out.
     """
+    for path, written in list_times(prefix, suffix, timed=bool(since)):
+        if not since or written >= since:
+            yield path
+
+
+def list_times(
+    prefix: str, suffix: str = '', timed: bool = True
+) -> Iterator[tuple[str, float]]:
+    """Yields path and time (seconds since 1970) of all files below a folder, sorted.
+
+    One by one: ten million files are never in memory at once.
+
+    Args:
+      prefix: the folder; one that does not exist has no files.
+      suffix: what their names end in.
+      timed: whether times are asked for, which costs a call for each local file; else they are 0.
+    """
     if is_remote(prefix):
-        bucket, _, key = prefix.removeprefix('gs://').partition('/')
-        folder = join(key, '') if key else None
-        with _cloud_errors(prefix):
-            blobs = list(_client().list_blobs(bucket, prefix=folder))
-        for blob in blobs:
-            if blob.name.endswith(suffix) and (not since or blob.updated.timestamp() >= since):
-                yield f'gs://{bucket}/{blob.name}'
+        for blob in _list_blobs(prefix):
+            if blob.name.endswith(suffix):
+                yield f'gs://{blob.bucket.name}/{blob.name}', blob.updated.timestamp()
         return
     for path in _list_local(str(local_path(prefix)), suffix):
-        if not since or os.stat(path).st_mtime >= since:
-            yield path
+        yield path, os.stat(path).st_mtime if timed else 0.0
+
+
+def list_folders(prefix: str) -> list[str]:
+    """Names of the folders right below a folder, sorted; one that does not exist has none."""
+    if is_remote(prefix):
+        blobs = _list_blobs(prefix, delimiter='/')
+        for _ in blobs:  # Folders are known once the pages have been read.
+            pass
+        return sorted(name.rstrip('/').rpartition('/')[2] for name in blobs.folders())
+    try:
+        return sorted(entry.name for entry in os.scandir(local_path(prefix)) if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _list_local(folder: str, suffix: str) -> Iterator[str]:
@@ -217,6 +255,25 @@ def _cloud_errors(path: str) -> Iterator[None]:
         raise FileNotFoundError(errno.ENOENT, 'no such object or bucket', path) from None
     except (exceptions.GoogleAPIError, auth_exceptions.GoogleAuthError) as error:
         raise OSError(f'{path!r} cannot be reached ({type(error).__name__}: {error})') from error
+
+
+class _list_blobs:  # noqa: N801
+    """Iterates over the objects below a folder of a bucket, page by page."""
+
+    def __init__(self, prefix: str, delimiter: str | None = None):
+        self._path = prefix
+        bucket, _, key = prefix.removeprefix('gs://').partition('/')
+        folder = join(key, '') if key else None
+        with _cloud_errors(prefix):
+            self._blobs = _client().list_blobs(bucket, prefix=folder, delimiter=delimiter)
+
+    def __iter__(self) -> Iterator[Any]:
+        with _cloud_errors(self._path):
+            yield from self._blobs
+
+    def folders(self) -> set[str]:
+        """With a delimiter, after iteration."""
+        return set(self._blobs.prefixes)
 
 
 @functools.cache
