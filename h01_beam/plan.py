@@ -225,9 +225,7 @@ def _cells(box: BoundingBox, origin: Triple, cell: Triple) -> int:
     return math.prod((e - o - 1) // c - (s - o) // c + 1 for s, e, o, c in ends)
 
 
-def _over_blocks(
-    grid: BlockGrid, count: Callable[[Block], tuple[int, ...]]
-) -> tuple[int, ...]:
+def _over_blocks(grid: BlockGrid, count: Callable[[Block], tuple[int, ...]]) -> tuple[int, ...]:
     """Sums of counts over all blocks, from those of the first, a middle and the last per axis.
 
     Exact where only the faces differ from the inside; ten million blocks cost what 27 do.

@@ -117,9 +117,7 @@ def plans_of(run_dir: str, only: Sequence[str] = ()) -> list[StagePlan]:
     ]  # fmt: skip
 
 
-def read_status(
-    run_dir: str, now: float | None = None, only: Sequence[str] = ()
-) -> RunStatus:
+def read_status(run_dir: str, now: float | None = None, only: Sequence[str] = ()) -> RunStatus:
     """How far a run is; lists all its markers once, and reads none.
 
     Args:
@@ -187,9 +185,7 @@ def clock(seconds: float) -> str:
 
 def _manifest(run_dir: str) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads(
-            storage.read_bytes(storage.join(run_dir, 'run.json'))
-        )
+        manifest: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run_dir, 'run.json')))
     except FileNotFoundError:
         raise FileNotFoundError(
             f'run_dir is {run_dir!r}: holds no run (no run.json); give the directory that '
@@ -261,4 +257,3 @@ def _failure(path: str) -> str:
         return f'block {block}: its record cannot be read'
     told = record.get('error') or record.get('traceback') or '' if isinstance(record, dict) else ''
     return f'block {block}: {str(told).strip().splitlines()[-1] if told else "no reason recorded"}'
-

@@ -158,9 +158,7 @@ def list_files(prefix: str, suffix: str = '', since: float = 0.0) -> Iterator[st
             yield path
 
 
-def list_times(
-    prefix: str, suffix: str = '', timed: bool = True
-) -> Iterator[tuple[str, float]]:
+def list_times(prefix: str, suffix: str = '', timed: bool = True) -> Iterator[tuple[str, float]]:
     """Yields path and time (seconds since 1970) of all files below a folder, sorted.
 
     One by one: ten million files are never in memory at once.

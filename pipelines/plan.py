@@ -107,14 +107,16 @@ def plan_ledger(args: argparse.Namespace) -> int:
 
 def flags() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     result.add_argument('--config', help='YAML file; see pipelines/configs/plan/')
     result.add_argument(
         '--set', action='append', default=[], metavar='KEY=VALUE', help='overrides one key'
     )
     result.add_argument(
-        '--stage', action='append', default=[], metavar='NAME', help='only this one; may be repeated'
+        '--stage', action='append', default=[], metavar='NAME', help='only this; may be repeated'
     )
     result.add_argument('--json', metavar='FILE', help='all numbers')
     result.add_argument('--page', metavar='FILE.md', help='a page, with a figure beside it')

@@ -45,11 +45,13 @@ def watch(run_dir: str, only: list[str]) -> None:
 
 def flags() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     result.add_argument('--run_dir', required=True, help='local folder or gs:// URL')
     result.add_argument(
-        '--stage', action='append', default=[], metavar='NAME', help='only this one; may be repeated'
+        '--stage', action='append', default=[], metavar='NAME', help='only this; may be repeated'
     )
     result.add_argument('--watch', action='store_true', help='bars, until all is done')
     result.add_argument('--json', action='store_true', help='for other programs')

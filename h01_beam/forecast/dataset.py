@@ -184,7 +184,9 @@ class Job:
 
     def __post_init__(self) -> None:
         if min(self.downsample) < 1:
-            raise ValueError(f'jobs.downsample is {self.downsample}: must be three factors, 1 or more')
+            raise ValueError(
+                f'jobs.downsample is {self.downsample}: must be three factors, 1 or more'
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,4 +211,3 @@ class PlanConfig:
     def __post_init__(self) -> None:
         if not self.jobs:
             raise ValueError('jobs is empty: must name at least one job to plan')
-

@@ -1,4 +1,4 @@
-"""Wall time, cost and the limit that binds of every stage, for the best, the typical, the worst case.
+"""Wall time, cost and the limit that binds of every stage, in the best, typical and worst case.
 
 A stage takes as long as the slowest of what it needs: processors, accelerators, the processes that
 feed them, bytes and requests of storage. Stages run one after the other. A worker is paid for as
@@ -137,7 +137,8 @@ def estimate(
     for name in only:
         if name not in names:
             raise ValueError(f'--stage {name!r}: no job has it; known are {", ".join(names)}')
-    stages, kept = [], {}
+    stages: list[StageEstimate] = []
+    kept: dict[str, Range] = {}
     for job in jobs:
         context = context_of(job, dataset, fleet, rates)
         for plan in job.stages:

@@ -100,4 +100,3 @@ def tile_row_bytes(dataset: DataSet) -> float:
     tiles = stand_in_acquisition(dataset, 'gs://bucket/acquisition/section/field').tiles
     columns = sum(column.nbytes for column in tiles.values())
     return columns / len(tiles['path']) + sys.getsizeof(tiles['path'][0])
-

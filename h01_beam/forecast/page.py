@@ -24,8 +24,11 @@ from h01_beam.forecast.work import Requests, gflop_per_step
 SMALL = 0.002
 # Rows of the table of limits that are shown, at most.
 LIMITS = 10
-HEAD = ('stage', 'blocks', 'read', 'written', 'requests that write, read', 'hours of processors, chips',
-        'wall time', 'US dollars', 'memory', 'waits for')  # fmt: skip
+HEAD = (
+    'stage', 'blocks', 'read', 'written', 'requests that write, read',
+    'hours of processors, chips', 'wall time', 'US dollars', 'memory', 'waits for',
+)  # fmt: skip
+CLASSES = ('class', 'read', 'written', 'class A requests', 'class B requests', 'dollars a month')
 
 
 def describe(forecast: Forecast, limits: Sequence[Limit]) -> str:
@@ -78,9 +81,8 @@ def markdown(
             [_limit_cells(limit) for limit in limits[:LIMITS]],
         ),
         '## By class of storage',
-        _table(('class', 'read', 'written', 'class A requests', 'class B requests', 'US dollars a month'),
-               list(_storage_rows(forecast))),
-    ]  # fmt: skip
+        _table(CLASSES, [*_storage_rows(forecast)]),
+    ]
     if ledger:
         parts += ['## The ledger', _ledger_text(ledger)]
     parts += ['## Assumptions', '\n'.join(f'* {line}' for line in _assumptions(forecast))]
@@ -152,10 +154,12 @@ def number(count: float) -> str:
 
 
 def _figures(value: float) -> str:
-    """Two significant figures below 100, none of them invented above."""
+    """Two figures that count, three from 100 on."""
     if value == 0:
         return '0'
-    return f'{value:.2g}' if value < 10 else f'{float(f"{value:.2g}" if value < 100 else f"{value:.3g}"):,.0f}'
+    if value < 10:
+        return f'{value:.2g}'
+    return f'{float(f"{value:.{2 if value < 100 else 3}g}"):,.0f}'
 
 
 def _span(values: Sequence[float], show: Any) -> str:
@@ -184,8 +188,8 @@ def _facts(forecast: Forecast) -> Iterator[str]:
     )
     chips = f', {fleet.accelerators} {fleet.accelerator} each' if fleet.accelerator else ''
     yield (
-        f'Fleet: {fleet.workers} workers of {fleet.vcpus} vCPUs and {fleet.memory_gib:g} GiB{chips}; '
-        f'the quota grants {forecast.workers[1]}, and {forecast.workers[0]} with accelerators'
+        f'Fleet: {fleet.workers} workers of {fleet.vcpus} vCPUs and {fleet.memory_gib:g} GiB'
+        f'{chips}; the quota grants {forecast.workers[1]}, {forecast.workers[0]} with accelerators'
     )
     yield f'Wall time: {_span(seconds, duration)}; cost: {_span(cost, dollars)} US dollars'
     monthly = _span([forecast.month(case) for case in CASES], dollars)
@@ -265,14 +269,14 @@ def _storage_rows(forecast: Forecast) -> Iterator[tuple[str, ...]]:
 
 def _limit_cells(limit: Limit) -> tuple[str, ...]:
     where = f'`{limit.where}`' if limit.where else ''
-    return (limit.name, where, f'{_figures(limit.needed)} {limit.unit}',
-            f'{_figures(limit.there)} {limit.unit}', _figures(limit.ratio), limit.advice)  # fmt: skip
+    needed, there = (f'{_figures(n)} {limit.unit}' for n in (limit.needed, limit.there))
+    return limit.name, where, needed, there, _figures(limit.ratio), limit.advice
 
 
 def _limit_line(limit: Limit) -> str:
     where = f' ({limit.where})' if limit.where else ''
-    return (f'{_figures(limit.ratio):>8} times what there is: {limit.name}{where}: '
-            f'{_figures(limit.needed)} of {_figures(limit.there)} {limit.unit}; {limit.advice}')  # fmt: skip
+    told = f'{_figures(limit.needed)} of {_figures(limit.there)} {limit.unit}; {limit.advice}'
+    return f'{_figures(limit.ratio):>8} times what there is: {limit.name}{where}: {told}'
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -285,28 +289,29 @@ def _assumptions(forecast: Forecast) -> Iterator[str]:
     yield from forecast.dataset.assumptions
     yield (
         f'Rates: `tests/benchmarks/stages.py`, CPU seconds of one thread on '
-        f'{rates.machine["processor"]}, {rates.measured}; a vCPU is taken for such a thread. Best and '
-        'worst are the 90th and 10th percentile of a few blocks of synthetic tissue, not of real tissue.'
+        f'{rates.machine["processor"]}, {rates.measured}; a vCPU is taken for such a thread. Best '
+        'and worst are the 90th and 10th percentile of a few blocks of synthetic tissue, not of '
+        'real tissue.'
     )
     yield (
         f'Prices: list prices of {prices.as_of}, {prices.region}, written down by hand from '
         f'{", ".join(prices.sources)}: check them. No discounts, no egress, no early deletion.'
     )
+    stored = ', '.join(f'{k} as {_range(v)}' for k, v in rates.stored_fraction.items())
     yield (
-        'Storage: '
-        + ', '.join(f'{k} is stored as {_range(v)} of its bytes' for k, v in rates.stored_fraction.items())
-        + f'; a pixel of a tile is {_range(rates.tile_bytes_per_pixel)} bytes (synthetic tissue). '
-        'Empty parts of the box cost requests, but neither work nor bytes.'
-    )  # fmt: skip
+        f'Storage, bytes stored by bytes in memory: {stored}; a pixel of a tile is '
+        f'{_range(rates.tile_bytes_per_pixel)} bytes (synthetic tissue). Empty parts of the box '
+        'cost requests, but neither work nor bytes.'
+    )
     yield (
-        'Every block reads what it needs from storage: nothing is kept from block to block. A block '
-        'reads one marker for every block of earlier stages that its read box meets (the blocks of '
+        'Every block reads what it needs from storage: nothing is kept from block to block. It reads '
+        'one marker for every block of earlier stages that its read box meets (the blocks of '
         'one bundle share them, which is not counted).'
     )
     yield (
         f'Storage serves {fleet.read_gbps:g} Gbit/s to readers, {fleet.write_gbps:g} from writers, '
-        f'{fleet.reads_per_s:,.0f} and {fleet.writes_per_s:,.0f} requests a second; workers start at '
-        'once, are paid for while their stage lasts, and do not fail.'
+        f'{fleet.reads_per_s:,.0f} and {fleet.writes_per_s:,.0f} requests a second; workers start '
+        'at once, are paid for while their stage lasts, and do not fail.'
     )
     for job in forecast.jobs:
         if job.card is not None:
@@ -343,10 +348,10 @@ def _range(value: Range) -> str:
 
 def _ledger_text(ledger: dict[str, Any]) -> str:
     rows = [
-        (row['what'], number(row['blocks']), duration(row['seconds']), size(row['peak_bytes']))
+        (row['what'], number(row['blocks']), duration(row['seconds']),
+         duration(row['cpu_seconds']), size(row['peak_bytes']))
         for row in ledger['measured']
     ]
-    table = _table(('what', 'blocks', 'time', 'peak memory of the process'), rows)
+    table = _table(('what', 'blocks', 'time', 'processor', 'peak memory'), rows)
     first = ledger['breaks_first']
     return f'{ledger["how"]}\n\n{table}\n\nWhat breaks first: {first}'
-

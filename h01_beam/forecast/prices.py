@@ -57,7 +57,7 @@ class Prices:
             datetime.datetime.strptime(self.as_of, '%Y-%m')
         except ValueError:
             raise ValueError(
-                f'prices.as_of is {self.as_of!r}: must be the month of the prices, YYYY-MM, in quotes'
+                f'prices.as_of is {self.as_of!r}: must be their month, YYYY-MM, in quotes'
             ) from None
         for name in ('vcpu_hour', 'memory_gib_hour', 'shuffle_gib'):
             _check(name, getattr(self, name))

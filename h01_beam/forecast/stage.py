@@ -117,7 +117,7 @@ def stand_in_acquisition(dataset: DataSet, folder: str) -> Acquisition:
     pixel_nm = dataset.voxel_size_nm[1]
     pitch = np.array(dataset.tile_pitch)
     lattice = np.maximum(1, np.ceil(np.array(dataset.shape[1:]) / pitch)).astype(int)
-    grid = np.stack(np.indices(tuple(lattice)), axis=-1).reshape(-1, 2)
+    grid = np.indices(tuple(lattice)).reshape(2, -1).T
     middle = (lattice - 1) / 2
     away = ((grid - middle) / np.maximum(middle, 1)) ** 2
     # The middle row and column stay, so that the section is as large as the box.

@@ -32,9 +32,7 @@ class Requests:
     class_b: float = 0.0
 
     def __add__(self, other: Requests) -> Requests:
-        return Requests(
-            class_a=self.class_a + other.class_a, class_b=self.class_b + other.class_b
-        )
+        return Requests(class_a=self.class_a + other.class_a, class_b=self.class_b + other.class_b)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,9 +90,7 @@ def measure(plan: StagePlan, context: Context) -> Work:
         where = writes if traffic.writes else reads
         if traffic.spec is not None:
             size = traffic.voxels * traffic.spec.voxel_bytes() * filled
-            where[kind] = plus(
-                where.get(kind), times(rates.stored(traffic.spec.dtype), size)
-            )
+            where[kind] = plus(where.get(kind), times(rates.stored(traffic.spec.dtype), size))
         # What has nothing to show is not written, but is asked for.
         asked = (
             Requests(class_a=traffic.objects * (filled if traffic.spec else 1.0))
@@ -165,9 +161,7 @@ def gflop_per_step(card: ModelCard) -> float:
 
 def times(value: Range, factor: float) -> Range:
     """A range, scaled."""
-    return Range(
-        low=value.low * factor, typical=value.typical * factor, high=value.high * factor
-    )
+    return Range(low=value.low * factor, typical=value.typical * factor, high=value.high * factor)
 
 
 def plus(a: Range | None, b: Range) -> Range:

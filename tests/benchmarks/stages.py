@@ -119,7 +119,11 @@ def collect(runs: dict[str, str]) -> dict:
             size = np.prod(spec.shape) * spec.voxel_bytes()
             fractions[spec.dtype].append(stored_bytes(path) / size)
     flood = {p: flooding(run) for p, run in zip(PRECISIONS, segmented)}
-    components = {'unit': 'edges', 'per_second': spread([15_000.0, 30_000.0, 60_000.0]), 'blocks': 1}
+    components = {
+        'unit': 'edges',
+        'per_second': spread([15_000.0, 30_000.0, 60_000.0]),
+        'blocks': 1,
+    }
     stages = {key: rate_of(key, values) for key, values in samples.items()}
     # `tests/benchmarks/components.py`: 20 million edges in 169 to 192 s on two workers.
     stages['components'] = components
@@ -145,7 +149,10 @@ class plan_again:  # noqa: N801
     def __init__(self, path: str) -> None:
         manifest = json.loads(storage.read_bytes(f'{path}/run.json'))
         self.path = path
-        root, run = beam.Pipeline(runner='DirectRunner'), Run(path, Resources(1, 2**62), dry_run=True)
+        root, run = (
+            beam.Pipeline(runner='DirectRunner'),
+            Run(path, Resources(1, 2**62), dry_run=True),
+        )
         if manifest['job'] == 'align':
             self.config = config_lib.from_dict(AlignJob, manifest['config'])
             build_align_job(root, import_acquisition(self.config.tiles), self.config, run)
@@ -253,7 +260,9 @@ def nothing():
 
 
 def stored_bytes(path: str) -> int:
-    return sum(f.stat().st_size for f in Path(path).rglob('*') if f.is_file() and f.suffix != '.json')
+    return sum(
+        f.stat().st_size for f in Path(path).rglob('*') if f.is_file() and f.suffix != '.json'
+    )
 
 
 def tile_bytes(config) -> dict:
