@@ -57,7 +57,7 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument('--folder', required=True, type=Path)
     flags.add_argument('--json', required=True, type=Path)
-    flags.add_argument('--tissue', type=launch.integers, default=(32, 256, 256))
+    flags.add_argument('--tissue', type=launch.integers, default=(24, 160, 160))
     flags.add_argument('--acquisition', type=launch.integers, default=(5, 1024, 1024))
     args = flags.parse_args()
     blockwise.time.perf_counter = time.process_time  # Of blocks, by which markers are timed.
@@ -96,7 +96,7 @@ def run_segment(folder: Path, precision: str, shape) -> dict[str, str]:
     if not (run_dir / 'report.json').exists():
         call(segment.main, launch.parser(''), '--config', CONFIGS / 'demo.yaml', '--run_dir', run_dir,
              '--set', f'image={tissue}/volumes/image', '--set', f'model={MODEL}',
-             '--set', 'grid.block_shape=[32, 128, 128]', '--set', 'output.chunk=[16, 64, 64]',
+             '--set', 'grid.block_shape=[24, 80, 80]', '--set', 'output.chunk=[8, 40, 40]',
              '--set', 'ffn.seed_voxel_size_nm=[30, 8, 8]', '--set', 'inference.canvases=1',
              '--set', f'inference.precision={precision}')  # fmt: skip
     return {precision: str(run_dir)}
