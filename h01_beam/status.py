@@ -109,8 +109,8 @@ def plans_of(run_dir: str, only: Sequence[str] = ()) -> list[StagePlan]:
                 f'--stage {name!r}: the run has no such stage; it has {", ".join(names) or "none"}'
             )
     return [
-        # A graph stage has one marker for all, and no configuration for each block.
-        StagePlan(name=name, blocks=len(record.grid) if record.config else 1, read_bytes=0,
+        # A graph stage has no configuration of its blocks: they share one marker.
+        StagePlan(name=name, blocks=len(record.grid) if record.config else 0, read_bytes=0,
                   write_bytes=0, memory_bytes=0, ledger=ledger, since=record.since)
         for record, name, ledger in found
         if not only or name in only
@@ -208,18 +208,19 @@ def _records(path: str, prefix: str) -> Iterator[tuple[StageRecord, str, Ledger]
 
 def _stage_status(plan: StagePlan, now: float) -> StageStatus:
     assert plan.since is not None, 'records say since when'
+    blocks = plan.blocks or 1
     done, recent, first, last = _count(_times(plan), plan.since, now)
     if first is None or last is None:
         span = 0.0
-    elif done >= plan.blocks:  # Over: its own time, from its first block to its last.
+    elif done >= blocks:  # Over: its own time, from its first block to its last.
         recent, span = done, last - first
     else:
         span = min(WINDOW_S, now - first)
     failed = list(plan.ledger.quarantined())
     return StageStatus(
         name=plan.name,
-        blocks=plan.blocks,
-        done=min(done, plan.blocks),
+        blocks=blocks,
+        done=min(done, blocks),
         quarantined=len(failed),
         per_minute=60 * recent / span if span > 0 else 0.0,
         last=last,
@@ -228,8 +229,10 @@ def _stage_status(plan: StagePlan, now: float) -> StageStatus:
 
 
 def _times(plan: StagePlan) -> Iterable[float]:
+    if plan.blocks:
+        return plan.ledger.times_written()
     whole = storage.written_at(storage.join(plan.ledger.path, 'marker.json'))
-    return [whole] if whole is not None else plan.ledger.times_written()
+    return [] if whole is None else [whole]
 
 
 def _count(

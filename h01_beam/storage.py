@@ -169,7 +169,7 @@ def list_times(prefix: str, suffix: str = '', timed: bool = True) -> Iterator[tu
       timed: whether times are asked for, which costs a call for each local file; else they are 0.
     """
     if is_remote(prefix):
-        for blob in _list_blobs(prefix):
+        for blob in _Blobs(prefix):
             if blob.name.endswith(suffix):
                 yield f'gs://{blob.bucket.name}/{blob.name}', blob.updated.timestamp()
         return
@@ -180,7 +180,7 @@ def list_times(prefix: str, suffix: str = '', timed: bool = True) -> Iterator[tu
 def list_folders(prefix: str) -> list[str]:
     """Names of the folders right below a folder, sorted; one that does not exist has none."""
     if is_remote(prefix):
-        blobs = _list_blobs(prefix, delimiter='/')
+        blobs = _Blobs(prefix, delimiter='/')
         for _ in blobs:  # Folders are known once the pages have been read.
             pass
         return sorted(name.rstrip('/').rpartition('/')[2] for name in blobs.folders())
@@ -255,7 +255,7 @@ def _cloud_errors(path: str) -> Iterator[None]:
         raise OSError(f'{path!r} cannot be reached ({type(error).__name__}: {error})') from error
 
 
-class _list_blobs:  # noqa: N801
+class _Blobs:
     """Iterates over the objects below a folder of a bucket, page by page."""
 
     def __init__(self, prefix: str, delimiter: str | None = None):

@@ -69,7 +69,8 @@ class AssignSegments(beam.PTransform):
             previous = StageRecord.read(ledger)
             if previous and previous.grid.shape != self._grid.shape:
                 forget_blocks(self._run, 'segment_of', previous.grid, self._grid)
-            StageRecord(grid=self._grid, generation=1, config='').write(ledger)
+            since = previous.since if previous and previous.grid == self._grid else time.time()
+            StageRecord(grid=self._grid, generation=1, config='', since=since).write(ledger)
         state = (
             records
             | 'Digest' >> beam.CombineGlobally(StageSummary())

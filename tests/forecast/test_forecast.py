@@ -64,7 +64,9 @@ def test_a_plan_is_that_of_the_job_itself(tmp_path, planned):
 
 
 def test_ten_million_blocks_are_planned_like_ten(planned):
-    large = dataclasses.replace(DATASET, shape=(6400, 51200, 51200), bytes=6400 * 51200 * 25600)
+    large = dataclasses.replace(
+        DATASET, shape=(6400, 51200, 51200), bytes=6400 * 51200 * 25600, tiles=None
+    )
     flood = stage_of(plan_job(large, segment_job()), 'flood')
     small = stage_of(planned, 'flood')
     assert flood.blocks == 200 * 400 * 400 > 10**7
@@ -159,7 +161,7 @@ def test_a_stage_takes_as_long_as_what_it_waits_for(planned):
 @pytest.mark.parametrize(
     ('change', 'binds'),
     [
-        ({'read_gbps': 1e-5}, 'storage, reading'),
+        ({'read_gbps': 1e-6}, 'storage, reading'),
         ({'write_gbps': 1e-6}, 'storage, writing'),
         ({'reads_per_s': 0.001}, 'requests that read'),
         ({'writes_per_s': 0.001}, 'requests that write'),
@@ -242,11 +244,10 @@ def test_durations(seconds, text):
 
 
 @pytest.mark.parametrize(
-    ('count', 'text'), [(999, '999 B'), (1.4e15, '1.4 PB'), (45_060_665e12, '45,100 EB')]
+    ('count', 'text'), [(999, '999 B'), (1.4e15, '1.4 PB'), (1e18, '1 EB'), (45.06e18, '45 EB')]
 )
 def test_sizes(count, text):
-    assert page.size(count) == text or text.endswith('EB')
-    assert page.size(1e18) == '1 EB'
+    assert page.size(count) == text
 
 
 # ---------------------------------------------------------------- bad input
