@@ -1,10 +1,11 @@
 """The ledger under millions of blocks, measured: is it planned, listed and resumed in time?
 
-The ledger lies in a folder, one name for each block, where a run would have written it. So that ten
-million take no disk, the names of a layer of blocks are links to one real marker, and the folders
-of all layers are links to the first: each is listed anew, and each name is asked for its time, as if
-all were there. What is measured is the code that runs use: the plan of a stage (`--dry_run`), its
-status, and, on some blocks that have markers of their own, a run that finds everything done.
+The ledger lies in a folder, one name for each block, where a run would have written it. So that
+ten million take no disk, the names of a layer of blocks are links to one real marker, and the
+folders of all layers are links to the first: each is listed anew, and each name is asked for its
+time, as if all were there. What is measured is the code that runs use: the plan of a stage
+(`--dry_run`), its status, and, on some blocks that have markers of their own, a run that finds
+everything done.
 """
 
 from __future__ import annotations

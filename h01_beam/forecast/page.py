@@ -304,8 +304,8 @@ def _assumptions(forecast: Forecast) -> Iterator[str]:
         'cost requests, but neither work nor bytes.'
     )
     yield (
-        'Every block reads what it needs from storage: nothing is kept from block to block. It reads '
-        'one marker for every block of earlier stages that its read box meets (the blocks of '
+        'Every block reads what it needs from storage: nothing is kept from block to block. It '
+        'reads one marker for every block of earlier stages that its read box meets (the blocks of '
         'one bundle share them, which is not counted).'
     )
     yield (
@@ -348,8 +348,13 @@ def _range(value: Range) -> str:
 
 def _ledger_text(ledger: dict[str, Any]) -> str:
     rows = [
-        (row['what'], number(row['blocks']), duration(row['seconds']),
-         duration(row['cpu_seconds']), size(row['peak_bytes']))
+        (
+            row['what'],
+            number(row['blocks']),
+            duration(row['seconds']),
+            duration(row['cpu_seconds']),
+            size(row['peak_bytes']),
+        )
         for row in ledger['measured']
     ]
     table = _table(('what', 'blocks', 'time', 'processor', 'peak memory'), rows)

@@ -73,9 +73,7 @@ def test_a_plan_needs_something_to_plan(capsys):
 
 
 def test_the_files_that_ship_are_read():
-    config = config_lib.from_dict(
-        plan.PlanConfig, config_lib.load(str(CONFIGS / 'plan/h01.yaml'))
-    )
+    config = config_lib.from_dict(plan.PlanConfig, config_lib.load(str(CONFIGS / 'plan/h01.yaml')))
     assert config.dataset.bytes == 1_400_000_000_000_000 and config.dataset.shape[0] == 5300
     price = prices.load(str(CONFIGS.parents[1] / config.prices))
     assert price.as_of in config.prices and price.storage_class('standard').class_a_1000 > 0
@@ -86,7 +84,14 @@ def test_the_files_that_ship_are_read():
 @pytest.mark.timeout(1200)
 def test_the_page_in_the_documentation_is_current(repository, tmp_path):
     page = tmp_path / 'H01_PLAN.md'
-    command = ['-m', 'pipelines.plan', '--config', 'pipelines/configs/plan/h01.yaml', '--page', page]
+    command = [
+        '-m',
+        'pipelines.plan',
+        '--config',
+        'pipelines/configs/plan/h01.yaml',
+        '--page',
+        page,
+    ]
     subprocess.run([sys.executable, *map(str, command)], cwd=repository, check=True)
     made = page.read_text().replace(str(page), 'docs/H01_PLAN.md')
     assert made == (repository / 'docs/H01_PLAN.md').read_text(), 'make it again: see its 3rd line'
