@@ -39,7 +39,7 @@ def test_what_is_measured_is_told(tmp_path, monkeypatch):
     json.dumps(measured)
     text = ledger.describe(measured)
     assert 'Plan and status: within 10 min and 4 GiB' in text
-    assert 'What breaks first: listing 500 markers in a bucket' in text
+    assert 'What breaks first: listing ' in text
     assert measured['breaks_first'] in page._ledger_text(measured)
 
 
