@@ -202,12 +202,12 @@ def run_blocks(path: str, grid: BlockGrid) -> None:
 @contextlib.contextmanager
 def _timed(what: str, blocks: int) -> Iterator[Callable[[], Measured]]:
     """Times its body; what it yields gives the result afterwards."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    started = time.perf_counter(), time.process_time()
     ended: list[float] = []
 
     def result() -> Measured:
-        return Measured(what, blocks, *ended, worker.peak_memory_bytes())
+        wall, cpu = (round(seconds, 2) for seconds in ended)
+        return Measured(what, blocks, wall, cpu, worker.peak_memory_bytes())
 
     yield result
-    clocks = time.perf_counter() - wall, time.process_time() - cpu
-    ended += [round(seconds, 2) for seconds in clocks]
+    ended += [time.perf_counter() - started[0], time.process_time() - started[1]]
