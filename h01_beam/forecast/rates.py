@@ -38,6 +38,7 @@ UNITS = {
     'render_image': 'written_voxels',
     'find_tissue': 'written_voxels',
     'find_damage': 'written_voxels',
+    'measure_links': 'read_voxels',
     'fill': 'written_voxels',
     'relabel': 'written_voxels',
     'ingest': 'written_voxels',
