@@ -35,8 +35,9 @@ from h01_beam.run import Provenance, Run, StageRecord
 from h01_beam.volume import Volume, VolumeSpec
 from h01_beam.work import ProcessBlocks
 
-# Block numbers travel in ranges of this many; a range is one element of the initial Create.
-RANGE = 4096
+# Block numbers travel in ranges of this many or more; a range is one element of the initial Create,
+# which is part of the job's description: that of Dataflow may have 10 MB in all.
+RANGE, RANGES = 4096, 1024
 
 
 class MapBlocks(beam.PTransform):
@@ -94,6 +95,10 @@ class MapBlocks(beam.PTransform):
         self._writes = {
             n: w if isinstance(w, Write) else Write(w) for n, w in (writes or {}).items()
         }
+        self._table_reads = {
+            n: r if isinstance(r, TableRead) else TableRead(r)
+            for n, r in (table_reads or {}).items()
+        }
         self._table_writes = dict(table_writes or {})
         self._after = list(after)
         self._run = run
@@ -105,10 +110,7 @@ class MapBlocks(beam.PTransform):
             ledger=self._ledger,
             reads=self._reads,
             writes=self._writes,
-            table_reads={
-                n: r if isinstance(r, TableRead) else TableRead(r)
-                for n, r in (table_reads or {}).items()
-            },
+            table_reads=self._table_reads,
             table_writes=self._table_writes,
             config=config_lib.fingerprint([stage, version, config, model_hash]),
             concurrency=concurrency,
@@ -117,11 +119,11 @@ class MapBlocks(beam.PTransform):
         )
         self._grid, self._chained = grid, chained
         self._stage = stage
-        config_hash = self._process.config_hash
+        self.config_hash = config_hash = self._process.config_hash
         run.plans.append(
             plan.plan_stage(
                 function, stage, grid, self._reads, self._writes, concurrency, run, config_hash,
-                chained=chained,
+                chained=chained, table_reads=self._table_reads, table_writes=self._table_writes,
             )
         )  # fmt: skip
 
@@ -130,8 +132,7 @@ class MapBlocks(beam.PTransform):
             self._create_outputs()
         # Of a chain, the first block of each column stands for all of it.
         count = len(self._grid) // (self._grid.shape[0] if self._chained else 1)
-        ranges = [(i, min(i + RANGE, count)) for i in range(0, count, RANGE)]
-        start = root | 'Ranges' >> beam.Create(ranges, reshuffle=False)
+        start = root | 'Ranges' >> beam.Create(make_ranges(count), reshuffle=False)
         if self._after:
             start = start | 'Wait' >> beam.WaitOn(*self._after)
         done = (
@@ -185,6 +186,12 @@ class MapBlocks(beam.PTransform):
             if not (Volume.is_there(write.spec) or Volume.can_grow(write.spec)):
                 return False
         return True
+
+
+def make_ranges(count: int) -> list[tuple[int, int]]:
+    """Cuts block numbers from 0 to `count` into ranges (first, one past the last), few for any."""
+    step = max(RANGE, -(-count // RANGES))
+    return [(i, min(i + step, count)) for i in range(0, count, step)]
 
 
 def expand_range(bounds: tuple[int, int]) -> Iterator[int]:

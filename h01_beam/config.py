@@ -137,6 +137,9 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return from_dict(hint, value, where + '.')
     if origin is tuple:
         return _coerce_tuple(hint, value, where)
+    if origin is Mapping and isinstance(value, Mapping):
+        inner = typing.get_args(hint)[1]
+        return {key: _coerce(inner, item, f'{where}.{key}') for key, item in value.items()}
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
             allowed = ', '.join(map(repr, typing.get_args(hint)))

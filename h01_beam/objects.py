@@ -82,12 +82,25 @@ def metadata(path: str) -> Any:
     return blob
 
 
-def list_folder(path: str) -> list[Any]:
-    """Blobs below a folder, at any depth, sorted by name."""
-    bucket, key = _split(path)
-    folder = key.rstrip('/') + '/' if key else None
-    with _errors(path):
-        return list(_client().list_blobs(bucket, prefix=folder, **_patience()))
+class Listing:
+    """Iterates over the objects below a folder, at any depth, sorted by name, page by page."""
+
+    def __init__(self, path: str, delimiter: str | None = None):
+        self._path = path
+        bucket, key = _split(path)
+        folder = key.rstrip('/') + '/' if key else None
+        with _errors(path):
+            self._blobs = _client().list_blobs(
+                bucket, prefix=folder, delimiter=delimiter, **_patience()
+            )
+
+    def __iter__(self) -> Iterator[Any]:
+        with _errors(self._path):
+            yield from self._blobs
+
+    def folders(self) -> set[str]:
+        """With a delimiter, after iteration: the folders right below."""
+        return set(self._blobs.prefixes)
 
 
 def way_out(error: BaseException) -> str:

@@ -1,17 +1,21 @@
-"""What a stage would do, and whether it can: checks and projections before anything starts."""
+"""What a stage would do, and whether it can: checks and projections before anything starts.
+
+What all of it would take on a fleet, in hours and money, is the business of `h01_beam.forecast`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from h01_beam.geometry import Block, BlockGrid, BoundingBox, CoreBox, ReadBox, Region
-from h01_beam.run import Provenance, Resources, Run, StagePlan, StageRecord
+from h01_beam.geometry import Block, BlockGrid, BoundingBox, CoreBox, ReadBox, Region, Triple
+from h01_beam.run import Provenance, Resources, Run, StagePlan, StageRecord, Traffic
 from h01_beam.tables import Columns
 from h01_beam.volume import Volume, VolumeSpec
 
@@ -98,6 +102,8 @@ def plan_stage(
     config_hash: str,
     *,
     chained: bool = False,
+    table_reads: Mapping[str, TableRead] | None = None,
+    table_writes: Mapping[str, Any] | None = None,
 ) -> StagePlan:
     """Checks a stage and says what it would cost.
 
@@ -118,15 +124,24 @@ def plan_stage(
     memory = _projected_memory(function, grid, reads, writes, concurrency)
     what = f'{concurrency} blocks of {grid.largest_read} (halo included)'
     check_memory(stage, memory, what, run.resources_of(stage))
-    block = _middle(grid)
+    traffic = (
+        *(_volume_traffic(name, item, grid, run) for name, item in items.items()),
+        *(_table_traffic(name, read, grid) for name, read in (table_reads or {}).items()),
+        *(
+            Traffic(name=name, spec=None, writes=True, voxels=0, objects=len(grid), grid=grid)
+            for name in table_writes or ()
+        ),
+    )
     record = StageRecord.read(run.ledger(stage))
     resumes = record and record.config == config_hash and record.grid == grid
     resumes = resumes and all(Volume.is_there(write.spec) for write in writes.values())
     return StagePlan(
         name=stage,
         blocks=len(grid),
-        read_bytes=_bytes(reads.values(), block) * len(grid),
-        write_bytes=_bytes(writes.values(), block) * len(grid),
+        chains=len(grid) // (grid.shape[0] if chained else 1),
+        traffic=traffic,
+        read_bytes=_bytes(traffic, writes=False),
+        write_bytes=_bytes(traffic, writes=True),
         memory_bytes=memory,
         ledger=run.ledger(stage),
         since=record.since if record and resumes else None,
@@ -170,9 +185,79 @@ def _middle(grid: BlockGrid) -> Block:
     return grid[z, y, x]
 
 
-def _bytes(items: Iterable[Read | Write], block: Block) -> int:
-    boxes = [(item.region(block), item.spec) for item in items]
-    return sum(box.size * spec.voxel_bytes() for box, spec in boxes if box)
+def _volume_traffic(name: str, item: Read | Write, grid: BlockGrid, run: Run) -> Traffic:
+    spec, writes = item.spec, isinstance(item, Write)
+    written = [t for plan in run.plans for t in plan.traffic if t.writes and t.spec == spec]
+    source = written[-1].grid if written and not writes else None
+
+    def counts(block: Block) -> tuple[int, int, int]:
+        box = item.region(block)
+        if box is None:
+            return 0, 0, 0
+        markers = _cells(box, source.bounds.start, source.block_shape) if source else 0
+        if isinstance(item, Read) and item.lazy:
+            # It says what may be read; what is read is about as much as the block covers.
+            some = BoundingBox(box.start, block.core.shape).pad((0, 0, 0), spec.chunk)
+            box = some.intersection(box) or box
+        return box.size, _requests(spec, box, writes), markers
+
+    voxels, objects, markers = _over_blocks(grid, counts)
+    own = (item.grid or grid) if isinstance(item, Write) else None
+    return Traffic(name=name, spec=spec, writes=writes, voxels=voxels, objects=objects,
+                   markers=markers, grid=own)  # fmt: skip
+
+
+def _table_traffic(name: str, read: TableRead, grid: BlockGrid) -> Traffic:
+    source = read.grid or grid
+
+    def parts(block: Block) -> tuple[int]:
+        if read.by:
+            return (1,)  # Only rows will tell how many: one at least.
+        box = read.region(block)
+        inside = box.intersection(source.bounds) if box else None
+        return (_cells(inside, source.bounds.start, source.block_shape) if inside else 0,)
+
+    (objects,) = _over_blocks(grid, parts)
+    return Traffic(name=name, spec=None, writes=False, voxels=0, objects=objects)
+
+
+def _requests(spec: VolumeSpec, box: BoundingBox, writes: bool) -> int:
+    """Objects that a box of a volume takes: a shard is written as one, but read by chunks."""
+    if spec.shard is None:
+        return _cells(box, spec.start, spec.chunk)
+    shards = _cells(box, spec.start, spec.shard)
+    return shards if writes else shards + _cells(box, spec.start, spec.chunk)
+
+
+def _cells(box: BoundingBox, origin: Triple, cell: Triple) -> int:
+    """Number of cells of a grid that a box meets."""
+    ends = zip(box.start, box.end, origin, cell, strict=True)
+    return math.prod((e - o - 1) // c - (s - o) // c + 1 for s, e, o, c in ends)
+
+
+def _over_blocks(grid: BlockGrid, count: Callable[[Block], tuple[int, ...]]) -> tuple[int, ...]:
+    """Sums of counts over all blocks, from those of the first, a middle and the last per axis.
+
+    Exact where only the faces differ from the inside; ten million blocks cost what 27 do.
+    """
+    sums: list[int] = []
+    for times, block in _kinds(grid):
+        weighted = [times * n for n in count(block)]
+        sums = [a + b for a, b in zip(sums, weighted, strict=True)] if sums else weighted
+    return tuple(sums)
+
+
+def _kinds(grid: BlockGrid) -> Iterator[tuple[int, Block]]:
+    axes = [
+        [(1, 0), (n - 2, n // 2), (1, n - 1)] if n > 2 else [(1, i) for i in range(n)]
+        for n in grid.shape
+    ]
+    for (a, z), (b, y), (c, x) in itertools.product(*axes):
+        yield a * b * c, grid[z, y, x]
+
+
+def _bytes(traffic: tuple[Traffic, ...], writes: bool) -> int:
+    return sum(t.voxels * t.spec.voxel_bytes() for t in traffic if t.spec and t.writes == writes)
 
 
 def _check_alignment(stage: str, name: str, spec: VolumeSpec, grid: BlockGrid) -> None:

@@ -18,6 +18,8 @@ from h01_beam.run import StagePlan
 # Listing a bucket costs requests; a local folder costs nothing.
 LOCAL_INTERVAL_S = 0.5
 BUCKET_INTERVAL_S = 30.0
+# Of millions of blocks, counting takes long: not more than this share of the time goes into it.
+COUNTING_SHARE = 0.1
 
 
 class LedgerProgress:
@@ -56,6 +58,11 @@ class LedgerProgress:
             self._try_update()
             self._bars.stop()
 
+    @property
+    def finished(self) -> bool:
+        """Whether all blocks of all stages were done when they were last counted."""
+        return all(task.finished for task in self._bars.tasks)
+
     def update(self) -> None:
         """Counts the markers of every stage once."""
         for plan in self._plans:
@@ -69,8 +76,11 @@ class LedgerProgress:
 
     def _watch(self) -> None:
         remote = any(storage.is_remote(plan.ledger.path) for plan in self._plans)
-        while not self._stop.wait(BUCKET_INTERVAL_S if remote else LOCAL_INTERVAL_S):
+        least = pause = BUCKET_INTERVAL_S if remote else LOCAL_INTERVAL_S
+        while not self._stop.wait(pause):
+            started = time.monotonic()
             self._try_update()
+            pause = max(least, (time.monotonic() - started) / COUNTING_SHARE)
 
     def _try_update(self) -> None:
         try:

@@ -82,6 +82,14 @@ class Ledger:
         """
         return storage.list_files(join_markers(self.path), '.json', since)
 
+    def times_written(self) -> Iterable[float]:
+        """When each marker was written, seconds since 1970; one by one."""
+        return (written for _, written in storage.list_times(join_markers(self.path), '.json'))
+
+    def quarantined(self) -> Iterable[str]:
+        """Paths of the records of blocks that were given up."""
+        return storage.list_files(storage.join(self.path, 'quarantine'), '.json')
+
     def _file(self, index: Triple) -> str:
         z, y, x = index
         return storage.join(join_markers(self.path), str(z), f'{y}_{x}.json')
@@ -264,12 +272,37 @@ class FailurePolicy:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What all blocks of a stage move from or to one volume or table.
+
+    Attributes:
+      name: what the function calls it.
+      spec: the volume; None for a table.
+      writes: whether it is written.
+      grid: of what is written: where its blocks lie.
+      voxels: in all; 0 for tables, whose rows nobody knows beforehand.
+      objects: chunks, shards or parts of a table in all, one request each.
+      markers: of the stage that wrote it, which the blocks' keys hash: one request each.
+    """
+
+    name: str
+    spec: VolumeSpec | None
+    writes: bool
+    voxels: int
+    objects: int
+    grid: BlockGrid | None = None
+    markers: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StagePlan:
     """One line of the plan: what a stage would do.
 
     Attributes:
       name: the stage.
       blocks: how many there are in all.
+      chains: how many of them may run at once; the others wait for one before them.
+      traffic: what they move, for forecasts.
       read_bytes, write_bytes: uncompressed, if every block ran.
       memory_bytes: most that one worker process needs.
       ledger: where the markers are.
@@ -284,6 +317,8 @@ class StagePlan:
     memory_bytes: int
     ledger: Ledger
     since: float | None
+    chains: int = 0
+    traffic: tuple[Traffic, ...] = ()
 
 
 class Run:

@@ -80,6 +80,16 @@ def version(path: str) -> str:
     return str(objects.metadata(path).generation)
 
 
+def written_at(path: str) -> float | None:
+    """When a file was written, seconds since 1970; None if there is none."""
+    try:
+        if not is_remote(path):
+            return local_path(path).stat().st_mtime
+        return float(objects.metadata(path).updated.timestamp())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def read_range(path: str, start: int, stop: int) -> bytes:
     """Reads the bytes `start <= i < stop` of a file, which must have them.
 
@@ -129,14 +139,41 @@ def list_files(prefix: str, suffix: str = '', since: float = 0.0) -> Iterator[st
       suffix: what their names end in.
       since: seconds since 1970; files that were written before are left out.
     """
+    for path, written in list_times(prefix, suffix, timed=bool(since)):
+        if not since or written >= since:
+            yield path
+
+
+def list_times(prefix: str, suffix: str = '', timed: bool = True) -> Iterator[tuple[str, float]]:
+    """Yields path and time (seconds since 1970) of all files below a folder, sorted.
+
+    One by one: ten million files are never in memory at once.
+
+    Args:
+      prefix: the folder; one that does not exist has no files.
+      suffix: what their names end in.
+      timed: whether times are asked for, which costs a call for each local file; else they are 0.
+    """
     if is_remote(prefix):
-        for blob in objects.list_folder(prefix):
-            if blob.name.endswith(suffix) and (not since or blob.updated.timestamp() >= since):
-                yield f'gs://{blob.bucket.name}/{blob.name}'
+        for blob in objects.Listing(prefix):
+            if blob.name.endswith(suffix):
+                yield f'gs://{blob.bucket.name}/{blob.name}', blob.updated.timestamp()
         return
     for path in _list_local(str(local_path(prefix)), suffix):
-        if not since or os.stat(path).st_mtime >= since:
-            yield path
+        yield path, os.stat(path).st_mtime if timed else 0.0
+
+
+def list_folders(prefix: str) -> list[str]:
+    """Names of the folders right below a folder, sorted; one that does not exist has none."""
+    if is_remote(prefix):
+        blobs = objects.Listing(prefix, delimiter='/')
+        for _ in blobs:  # Folders are known once the pages have been read.
+            pass
+        return sorted(name.rstrip('/').rpartition('/')[2] for name in blobs.folders())
+    try:
+        return sorted(entry.name for entry in os.scandir(local_path(prefix)) if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _list_local(folder: str, suffix: str) -> Iterator[str]:

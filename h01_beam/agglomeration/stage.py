@@ -19,7 +19,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from h01_beam import config as config_lib
 from h01_beam import quarantine, storage, tables, worker
 from h01_beam.agglomeration.components import BYTES_PER_ROW, ConnectedComponents
-from h01_beam.blockwise import RANGE, expand_range
+from h01_beam.blockwise import expand_range, make_ranges
 from h01_beam.finish import StageSummary, forget_blocks
 from h01_beam.geometry import BlockGrid
 from h01_beam.plan import PROCESS_BYTES, check_memory
@@ -73,7 +73,8 @@ class AssignSegments(beam.PTransform):
             previous = StageRecord.read(ledger)
             if previous and previous.grid.shape != self._grid.shape:
                 forget_blocks(self._run, 'segment_of', previous.grid, self._grid)
-            StageRecord(grid=self._grid, generation=1, config='').write(ledger)
+            since = previous.since if previous and previous.grid == self._grid else time.time()
+            StageRecord(grid=self._grid, generation=1, config='', since=since).write(ledger)
         state = (
             records
             | 'Digest' >> beam.CombineGlobally(StageSummary())
@@ -81,10 +82,9 @@ class AssignSegments(beam.PTransform):
         )
         current = beam.pvalue.AsSingleton(state)
         count = len(self._grid)
-        ranges = [(i, min(i + RANGE, count)) for i in range(0, count, RANGE)]
         edges = (
             root
-            | 'Ranges' >> beam.Create(ranges, reshuffle=False)
+            | 'Ranges' >> beam.Create(make_ranges(count), reshuffle=False)
             | 'Changed' >> beam.Filter(_unless_current, current)
             | 'Blocks' >> beam.FlatMap(expand_range)
             | 'Spread' >> beam.Reshuffle()
@@ -93,8 +93,9 @@ class AssignSegments(beam.PTransform):
         roots = edges | ConnectedComponents.for_edges(self._expected_edges(), self._shard_rows)
         buckets = (
             root
-            | 'Buckets' >> beam.Create(range(math.ceil(count / BUCKET)), reshuffle=False)
+            | 'BucketRanges' >> beam.Create(make_ranges(math.ceil(count / BUCKET)), reshuffle=False)
             | 'ChangedBuckets' >> beam.Filter(_unless_current, current)
+            | 'Buckets' >> beam.FlatMap(expand_range)
             | 'AsKeys' >> beam.Map(lambda bucket: (bucket, None))
         )
         summary = (
