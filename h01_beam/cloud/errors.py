@@ -69,7 +69,8 @@ def _image(found: re.Match[str]) -> str:
 def _template(found: re.Match[str]) -> str:
     return (
         f'template not found: {found["path"].rstrip(".")}: write it with '
-        'python -m pipelines.templates --image IMAGE --output gs://BUCKET/templates, and let the service account of the workers read it'
+        'python -m pipelines.templates --image IMAGE --output gs://BUCKET/templates, and let the '
+        'service account of the workers read it'
     )
 
 
