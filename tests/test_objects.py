@@ -113,5 +113,5 @@ def test_volumes_without_permission_or_room(bucket_emulator, gcs_bucket):
     assert isinstance(Volume.open(volume.spec.uri), Volume)
     bucket_emulator.inject(FaultPlan(capacity_bytes=0))
     with pytest.raises(Exception, match='cannot write .*/em') as caught:
-        volume.write(volume.bounds, np.zeros(volume.bounds.shape, np.uint8))
+        volume.write(volume.bounds, np.ones(volume.bounds.shape, np.uint8))
     assert objects.is_full(caught.value) and objects.way_out(caught.value) == objects.MAKE_ROOM

@@ -25,6 +25,7 @@ NAMES = [
     "pyarrow",
     "pytest",
     "pytest-timeout",
+    "python-hcl2",
     "pyyaml",
     "rich",
     "scipy",
