@@ -211,10 +211,12 @@ class ProcessBlocks(beam.DoFn):
                 'key': '', 'digest': '', 'rows': 0, 'seconds': 0.0, 'metrics': {}}  # fmt: skip
 
     def _describe(self, block: Block, error: Exception) -> str:
+        """What failed where, in one line: the rest of a longer message is in the traceback."""
         hint = objects.way_out(error)
+        message = next(iter(str(error).splitlines()), '')
         return (
             f'stage {self._stage}, block {block.index} (core {block.core}): '
-            f'{type(error).__name__}: {error}{"; " * bool(hint)}{hint}'
+            f'{type(error).__name__}: {message}{"; " * bool(hint)}{hint}'
         )
 
     def _key(self, block: Block, linear: int, parts: Mapping[str, list[bytes]]) -> str:

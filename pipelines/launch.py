@@ -200,7 +200,8 @@ def execute(
         print(f'error: {cause}', file=sys.stderr)
         with contextlib.suppress(OSError):  # It may be storage that failed.
             for line in itertools.islice(_quarantined(run), MOST_NAMED):
-                print(f'quarantined: {line}', file=sys.stderr)
+                if line not in cause:
+                    print(f'quarantined: {line}', file=sys.stderr)
         if keeps and 'finished blocks are kept' not in cause:
             print('Finished blocks are kept: give the same command to go on.', file=sys.stderr)
         return FAILED

@@ -36,6 +36,7 @@ UNITS = {
     'render_montage': 'written_voxels',
     'render_rough': 'written_voxels',
     'render_image': 'written_voxels',
+    'find_lines': 'written_voxels',
     'find_tissue': 'written_voxels',
     'find_damage': 'written_voxels',
     'measure_links': 'read_voxels',

@@ -141,10 +141,12 @@ def test_a_run_that_succeeds(tmp_path, capsys):
 def test_a_run_that_fails_says_why_in_one_line(tmp_path, capsys):
     assert execute(tmp_path, fail, finish=lambda run: 1 / 0) == launch.FAILED
     captured = capsys.readouterr()
-    error, advice = captured.err.strip().splitlines()
+    error, *others = captured.err.strip().splitlines()
     assert error.startswith('error: stage double, block (')
-    assert error.endswith('RuntimeError: first line')
-    assert advice == 'Finished blocks are kept: give the same command to go on.'
+    assert 'RuntimeError: first line; so did 10 blocks' in error
+    assert error.endswith('finished blocks are kept')
+    assert len(others) == 9  # The error names the tenth.
+    assert all(line.startswith('quarantined: stage double, block (') for line in others)
     assert captured.out == ''
 
 

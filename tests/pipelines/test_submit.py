@@ -96,6 +96,7 @@ def test_a_template(flags, service, gcs_bucket, capsys):
         'volume': f'{gcs_bucket}/em|neuroglancer-precomputed:',
         'run_dir': f'{gcs_bucket}/run',
         'set': 'levels=1',
+        'block_attempts': '3',
     }
     environment = launched['environment']
     assert environment['maxWorkers'] == 5
