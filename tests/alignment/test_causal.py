@@ -19,6 +19,7 @@ STAGES = (
 )  # fmt: skip
 
 
+@pytest.mark.slow  # The acquisition is aligned twice.
 def test_a_section_that_is_added_changes_no_earlier_one(tmp_path):
     blocks = BlocksConfig(tile=16, halo=6, coarsest=16, sweeps=2)
     align = dataclasses.replace(JOB.align, causal=True, mesh_blocks=blocks)
