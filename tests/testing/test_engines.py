@@ -32,7 +32,10 @@ output: {chunk: [16, 16, 16]}
 baseline: null
 """
 # What differs from run to run: times, memory, and how often a block was tried.
-CHANGES = ('second', 'peak_', 'started', 'ended', 'time', 'rate', 'blocks_run', 'blocks_reused')
+# What is measured, by parts of its name in the report.
+CHANGES = (
+    'second', 'peak_', 'started', 'ended', 'time', 'rate', 'blocks_run', 'blocks_reused', 'network',
+)  # fmt: skip
 LIMIT_S = 1200
 
 
