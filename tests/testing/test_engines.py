@@ -31,8 +31,7 @@ ffn: {min_segment_size: 200, disco_seed_threshold: null, seed_voxel_size_nm: [20
 output: {chunk: [16, 16, 16]}
 baseline: null
 """
-# What differs from run to run: times, memory, and how often a block was tried.
-# What is measured, by parts of its name in the report.
+# What differs from run to run: times, memory, the network's share, how often a block was tried.
 CHANGES = (
     'second', 'peak_', 'started', 'ended', 'time', 'rate', 'blocks_run', 'blocks_reused', 'network',
 )  # fmt: skip
