@@ -82,7 +82,10 @@ def test_the_files_that_ship_are_read():
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_page_in_the_documentation_is_current(repository, tmp_path):
-    rates.load(str(repository / 'pipelines/configs/plan/rates.json'))
+    measured = repository / 'pipelines/configs/plan/rates.json'
+    if not measured.exists():
+        pytest.skip('no rates: python -m tests.benchmarks.stages measures them')
+    rates.load(str(measured))
     page = tmp_path / 'H01_PLAN.md'
     command = [
         '-m',
