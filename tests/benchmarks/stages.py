@@ -26,14 +26,15 @@ from pathlib import Path
 import apache_beam as beam
 import numpy as np
 
-from h01_beam import blockwise, storage
 from h01_beam import config as config_lib
+from h01_beam import storage
 from h01_beam.acquisition.importers import import_acquisition
 from h01_beam.alignment.job import AlignJob
 from h01_beam.alignment.stage import build_align_job
 from h01_beam.forecast import rates, work
 from h01_beam.forecast.dataset import DataSet, Tiles
 from h01_beam.models import ModelRef
+from h01_beam.plan import BlockResult
 from h01_beam.run import Marker, Resources, Run
 from h01_beam.segmentation import seeds
 from h01_beam.segmentation.config import SegmentConfig
@@ -60,7 +61,7 @@ def main() -> None:
     flags.add_argument('--tissue', type=launch.integers, default=(24, 160, 160))
     flags.add_argument('--acquisition', type=launch.integers, default=(5, 1024, 1024))
     args = flags.parse_args()
-    blockwise.time.perf_counter = time.process_time  # Of blocks, by which markers are timed.
+    time.perf_counter = time.process_time  # Of blocks, by which markers are timed.
     runs = run_align(args.folder, args.acquisition)
     for precision in PRECISIONS:
         runs |= run_segment(args.folder, precision, args.tissue)
@@ -256,7 +257,7 @@ def overhead() -> dict:
 
 
 def nothing():
-    return blockwise.BlockResult()
+    return BlockResult()
 
 
 def stored_bytes(path: str) -> int:
