@@ -43,6 +43,7 @@ BEAM_CHATTER = (
     'trying to create job at dataflow service endpoint',
     'details of server error',
 )
+GO_ON = 'Finished blocks are kept: give the same command to go on.'
 # Quarantined blocks that are named on the screen; the report has more.
 MOST_NAMED = 10
 
@@ -183,9 +184,7 @@ def execute(
         print(
             f'error: a worker process died ({reason}), for want of memory perhaps', file=sys.stderr
         )
-        print(
-            'Finished blocks are kept: give the same command to go on.', file=sys.stderr, flush=True
-        )
+        print(GO_ON, file=sys.stderr, flush=True)
         os._exit(FAILED)  # Beam would wait for it; the other workers end with this process.
 
     try:
@@ -196,20 +195,24 @@ def execute(
                 result.wait_until_finish()
     except Exception as error:
         logging.debug('pipeline failed', exc_info=True)
-        cause = _root_cause(error)
-        print(f'error: {cause}', file=sys.stderr)
-        with contextlib.suppress(OSError):  # It may be storage that failed.
-            for line in itertools.islice(_quarantined(run), MOST_NAMED):
-                if line not in cause:
-                    print(f'quarantined: {line}', file=sys.stderr)
-        if keeps and 'finished blocks are kept' not in cause:
-            print('Finished blocks are kept: give the same command to go on.', file=sys.stderr)
+        _print_failure(_root_cause(error), run, keeps)
         return FAILED
     finally:
         ended.set()
     if finish and not _is_template(args.beam):
         finish(run)
     return 0
+
+
+def _print_failure(cause: str, run: Run, keeps: bool) -> None:
+    """Says why a run failed, which blocks are quarantined, and that the rest is kept."""
+    print(f'error: {cause}', file=sys.stderr)
+    with contextlib.suppress(OSError):  # It may be storage that failed.
+        for line in itertools.islice(_quarantined(run), MOST_NAMED):
+            if line not in cause:
+                print(f'quarantined: {line}', file=sys.stderr)
+    if keeps and GO_ON.partition(':')[0].lower() not in cause:
+        print(GO_ON, file=sys.stderr)
 
 
 def beam_options(flags: Sequence[str], hardware: Hardware = NO_WISHES) -> PipelineOptions:

@@ -18,7 +18,7 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -37,9 +37,6 @@ from h01_beam.cloud.errors import explain
 from h01_beam.cloud.fleet import Fleet
 from h01_beam.run import Run
 from pipelines import launch, templates
-
-# Further lines of the plan, from what was built and the fleet that would run it: costs, say.
-FORECASTS: tuple[Callable[[Run, Fleet], str], ...] = ()
 
 
 def main(args: argparse.Namespace) -> int:
@@ -95,9 +92,8 @@ def make_fleet(job_args: argparse.Namespace, options: PipelineOptions) -> Fleet:
 
 
 def describe(run: Run, fleet: Fleet, region: str) -> str:
-    """The plan, the fleet and its quota, and what else is forecast."""
-    parts = [launch.describe_plan(run), fleet.describe(region)]
-    return '\n'.join([*parts, *(forecast(run, fleet) for forecast in FORECASTS)])
+    """The plan, the fleet and its quota; hours and money are the business of `pipelines.plan`."""
+    return '\n'.join([launch.describe_plan(run), fleet.describe(region)])
 
 
 def launch_template(args: argparse.Namespace, options: PipelineOptions) -> int:

@@ -117,3 +117,16 @@ def mean_with_rows(image, block):
     rows = {'voxel': voxels, 'block': np.full(len(voxels), sum(block.index))}
     metrics = {'bright': float(len(voxels)), 'peak_bright': float(len(voxels))}
     return BlockResult(arrays={'filtered': Mean()(image)}, rows={'rows': rows}, metrics=metrics)
+
+
+def filter_twice(root, run, source, function, outputs):
+    """`filter` with rows, then `again`, which reads what it wrote with a halo; returns the first."""
+    first = root | MapBlocks(
+        function, stage='filter', grid=grid_of(source), run=run, reads={'image': source},
+        writes={'filtered': outputs[0]}, table_writes={'rows': ROWS},
+    )  # fmt: skip
+    root | MapBlocks(
+        Mean(0, 1), stage='again', grid=grid_of(source, (1, 1, 1)), run=run,
+        reads={'image': outputs[0]}, writes={'out': outputs[1]}, after=[first],
+    )  # fmt: skip
+    return first

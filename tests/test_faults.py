@@ -18,7 +18,7 @@ from h01_beam.testing.bucket import CONTROL
 from h01_beam.testing.faults import KINDS, FaultPlan
 from h01_beam.volume import Volume
 from tests.arrays import create, position_code, run_pipeline
-from tests.blocks import BLOCK, ROWS, Mean, grid_of, mean_with_rows, target
+from tests.blocks import BLOCK, ROWS, filter_twice, mean_with_rows, target
 
 BLOCKS, MOST_ATTEMPTS = 27, 60
 
@@ -31,15 +31,7 @@ def _build(base):
 
     def build(root, run):
         run.write_manifest('faults', {}, {})
-        grid = grid_of(source)
-        first = root | MapBlocks(
-            mean_with_rows, stage='filter', grid=grid, run=run, reads={'image': source},
-            writes={'filtered': outputs[0]}, table_writes={'rows': ROWS},
-        )  # fmt: skip
-        root | MapBlocks(
-            Mean(0, 1), stage='again', grid=grid_of(source, (1, 1, 1)), run=run,
-            reads={'image': outputs[0]}, writes={'out': outputs[1]}, after=[first],
-        )  # fmt: skip
+        first = filter_twice(root, run, source, mean_with_rows, outputs)
         root | MapBlocks(
             _copy_rows, stage='copy', grid=BlockGrid(source.bounds, BLOCK), run=run,
             table_reads={'rows': CoreBox(margin=(1, 1, 1))}, table_writes={'copied': ROWS},

@@ -16,7 +16,16 @@ from h01_beam.blockwise import MapBlocks
 from h01_beam.finish import FinishRun
 from h01_beam.run import FailurePolicy, Ledger
 from tests.arrays import read_all, run_pipeline, summaries, tree_bytes
-from tests.blocks import ROWS, Mean, chunks, grid_of, mean_with_rows, noisy_image, target
+from tests.blocks import (
+    ROWS,
+    Mean,
+    chunks,
+    filter_twice,
+    grid_of,
+    mean_with_rows,
+    noisy_image,
+    target,
+)
 
 POISON = (1, 1, 1)
 ONCE = FailurePolicy(attempts=1)
@@ -60,15 +69,7 @@ def two_stages(tmp_path, source, function, policy=ONCE, strict=False):
 
     def build(root, run):
         run.write_manifest('filter', {}, {})
-        grid = grid_of(source)
-        first = root | MapBlocks(
-            function, stage='filter', grid=grid, run=run, reads={'image': source},
-            writes={'filtered': outputs[0]}, table_writes={'rows': ROWS},
-        )  # fmt: skip
-        root | MapBlocks(
-            Mean(0, 1), stage='again', grid=grid_of(source, (1, 1, 1)), run=run,
-            reads={'image': outputs[0]}, writes={'out': outputs[1]}, after=[first],
-        )  # fmt: skip
+        filter_twice(root, run, source, function, outputs)
         if strict:
             root | FinishRun(run)
 
