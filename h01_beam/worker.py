@@ -23,7 +23,25 @@ GRACE_S = 5.0
 _started = threading.Lock()
 
 
-def prepare_launch(on_death: Callable[[str], None] | None = None) -> None:
+class Deaths:
+    """Worker processes of a launch that have ended with an error."""
+
+    def __init__(self) -> None:
+        self._told, self._reason = threading.Event(), ''
+
+    def tell(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        self._told.set()
+
+    def reason(self, wait_s: float = 0.0) -> str:
+        """Why the first of them ended; '' if none is known within so many seconds."""
+        self._told.wait(wait_s)
+        return self._reason
+
+
+def prepare_launch(
+    on_death: Callable[[str], None] | None = None, deaths: Deaths | None = None
+) -> None:
     """Called by the launching process, before it starts workers.
 
     Beam waits for ever for a worker process that has died, killed for its memory for example. So
@@ -37,6 +55,7 @@ def prepare_launch(on_death: Callable[[str], None] | None = None) -> None:
     Args:
       on_death: called in a thread of its own when a worker process has ended with an error and,
         `GRACE_S` later, the launcher has not ended.
+      deaths: is told at once, for a launch that ends by itself.
     """
     os.environ[LAUNCHER] = str(os.getpid())
     from apache_beam.runners.portability.fn_api_runner import worker_handlers
@@ -49,10 +68,10 @@ def prepare_launch(on_death: Callable[[str], None] | None = None) -> None:
         )
     worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
     if on_death is not None:
-        _tell_deaths(on_death)
+        _watch_workers(on_death, deaths or Deaths())
 
 
-def _tell_deaths(on_death: Callable[[str], None]) -> None:
+def _watch_workers(on_death: Callable[[str], None], deaths: Deaths) -> None:
     from apache_beam.runners.portability import local_job_service
 
     sdk_worker = local_job_service.SubprocessSdkWorker
@@ -63,6 +82,7 @@ def _tell_deaths(on_death: Callable[[str], None]) -> None:
         try:
             run(self)
         except RuntimeError as error:
+            deaths.tell(str(error))
             # At the end of a launch, workers may end with an error too, and nobody minds.
             time.sleep(GRACE_S)
             on_death(str(error))

@@ -181,21 +181,20 @@ def execute(
     def end_with_worker(reason: str) -> None:
         if ended.is_set():
             return
-        print(
-            f'error: a worker process died ({reason}), for want of memory perhaps', file=sys.stderr
-        )
+        print(f'error: {_death(reason)}', file=sys.stderr)
         print(GO_ON, file=sys.stderr, flush=True)
         os._exit(FAILED)  # Beam would wait for it; the other workers end with this process.
 
+    deaths = worker.Deaths()
     try:
-        worker.prepare_launch(end_with_worker)
+        worker.prepare_launch(end_with_worker, deaths)
         with LedgerProgress(run.all_plans()):
             result = pipeline.run()
             if not _is_template(args.beam):
                 result.wait_until_finish()
     except Exception as error:
         logging.debug('pipeline failed', exc_info=True)
-        _print_failure(_root_cause(error), run, keeps)
+        _print_failure(_root_cause(error, deaths), run, keeps)
         return FAILED
     finally:
         ended.set()
@@ -314,7 +313,7 @@ def _unknown_to_beam(options: PipelineOptions, flags: Sequence[str]) -> list[str
     return unknown
 
 
-def _root_cause(error: BaseException) -> str:
+def _root_cause(error: BaseException, deaths: worker.Deaths) -> str:
     """The line that says what went wrong, out of Beam's nested tracebacks."""
     text = str(error)
     end = r'(?: \[while running|$)'
@@ -322,8 +321,17 @@ def _root_cause(error: BaseException) -> str:
     found = re.findall(rf'(stage \S+, block \(.*?){end}', text, re.M)
     if not found and (known := explain(text)):
         return known
+    # Of a worker that has died, Beam knows no more than that it does not answer; and may know it
+    # before the process is found to have ended.
+    lost = re.search(r'Channel closed|StatusCode.UNAVAILABLE', text)
+    if not found and (reason := deaths.reason(wait_s=worker.GRACE_S if lost else 0)):
+        return _death(reason)
     found = found or re.findall(rf'^[\w.]*Error: (.*?){end}', text, re.M)
     return found[-1] if found else f'{type(error).__name__}: {text[-2000:]}'
+
+
+def _death(reason: str) -> str:
+    return f'a worker process died ({reason}), for want of memory perhaps'
 
 
 def _gib(size: float) -> str:

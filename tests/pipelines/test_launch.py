@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import threading
 
 import pytest
 from apache_beam.options.pipeline_options import (
@@ -18,6 +19,7 @@ from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid
 from h01_beam.hardware import Hardware
 from h01_beam.volume import Volume
+from h01_beam.worker import Deaths
 from pipelines import launch
 from tests.arrays import create, tree_bytes
 
@@ -251,6 +253,14 @@ def test_root_causes_are_found():
         'RuntimeError: h01_beam.work.BlockError: stage a, block (0, 1, 2)'
         " (core [0:1]): KeyError: 3 [while running 'a/Process']\n"
     )
-    found = launch._root_cause(RuntimeError(text))
+    found = launch._root_cause(RuntimeError(text), Deaths())
     assert found == 'stage a, block (0, 1, 2) (core [0:1]): KeyError: 3'
-    assert launch._root_cause(KeyError('x')) == "KeyError: 'x'"
+    assert launch._root_cause(KeyError('x'), Deaths()) == "KeyError: 'x'"
+
+
+def test_a_dead_worker_is_the_cause_of_a_closed_channel():
+    deaths, closed = Deaths(), RuntimeError('RuntimeError: Channel closed prematurely.')
+    threading.Timer(0.2, deaths.tell, ['exit code -9']).start()
+    assert 'a worker process died (exit code -9)' in launch._root_cause(closed, deaths)
+    block = RuntimeError('BlockError: stage x, block (0, 0, 0) (core): ValueError: odd')
+    assert launch._root_cause(block, deaths).startswith('stage x, block (0, 0, 0)')

@@ -121,8 +121,9 @@ class FlinkCluster(Processes):
         opened = [f'--add-opens=java.base/java.{package}=ALL-UNNAMED' for package in OPENED]
         command = [
             # The client's compiler and collector: small, and these processes only pass data on.
-            self._java, '-Xmx384m', '-XX:+UseSerialGC', '-XX:TieredStopAtLevel=1', *opened,
-            '-cp', self._jars, main_class, *arguments,
+            self._java, '-Xmx384m', '-XX:+UseSerialGC', '-XX:TieredStopAtLevel=1',
+            # The graph of a job is read stage within stage: a hundred stages need a deep stack.
+            '-Xss8m', *opened, '-cp', self._jars, main_class, *arguments,
         ]  # fmt: skip
         self.start(name, command, {'FLINK_CONF_DIR': str(self.folder / 'conf')})
 
