@@ -26,6 +26,7 @@ INSTALL_REQUIRES = [
     'keras>=3.8,<4',
     'matplotlib>=3.9,<4',
     'neuroglancer>=2.40,<3',
+    'numba>=0.61,<1',
     'numpy>=2.1,<3',
     'opencv-python-headless>=4.10,<6',  # its wheels hold FFmpeg, LGPL
     'pillow>=11.0',

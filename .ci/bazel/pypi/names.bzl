@@ -19,6 +19,7 @@ NAMES = [
     "keras",
     "matplotlib",
     "neuroglancer",
+    "numba",
     "numpy",
     "opencv-python-headless",
     "pillow",

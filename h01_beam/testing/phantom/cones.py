@@ -9,8 +9,10 @@ the way straight to the nearest axis stays within.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -18,12 +20,14 @@ Reals = npt.NDArray[np.float64]
 Real = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.uint64]
 Index = npt.NDArray[np.int32]
+Places = npt.NDArray[np.int64]
 Axes = tuple[Reals, Reals, Reals]
 
 # Beyond this distance from every surface there is nothing but extracellular space.
 REACH_NM = 190.0
 NOBODY = -1
-_SLAB_POINTS = 32_768
+# Grid points along z, y, x that all cones are entered in before the next: they fit a core's cache.
+_TILE = (8, 8, 256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,75 +99,131 @@ def partition(
     second = np.full(shape, REACH_NM, np.float32)
     windows = cones.windows(axes_nm, REACH_NM + slack_nm)
     rank = np.searchsorted(ids, cones.owner).astype(np.int32)
-    # One set of buffers for all cones, small enough to stay in a core's cache.
-    buffers = np.empty((6, max(_SLAB_POINTS, shape[1] * shape[2])), np.float32)
-    for n in np.flatnonzero((windows[:, :, 0] < windows[:, :, 1]).all(axis=1)).tolist():
-        for window in _slabs(windows[n]):
-            z, y, x = (p[window] for p in points)
-            scratch = buffers[:, : z.size].reshape(6, *z.shape)
-            distance = distance_to_cone(cones, n, z, y, x, scratch)
-            _merge(distance, rank[n], owner[window], first[window], second[window], scratch[4:])
+    there = np.flatnonzero((windows[:, :, 0] < windows[:, :, 1]).all(axis=1))
+    shapes = _Shapes.of(cones.take(there))
+    _divide(points, windows[there], rank[there], shapes, owner, first, second)
     return Partition(owner, first, second)
 
 
-def _slabs(ranges: npt.NDArray[np.int64]) -> Iterator[tuple[slice, slice, slice]]:
-    """Cuts a window, (3, 2) index ranges, into slabs along z of at most `_SLAB_POINTS` points."""
-    (z0, z1), (y0, y1), (x0, x1) = ranges.tolist()
-    step = max(1, _SLAB_POINTS // ((y1 - y0) * (x1 - x0)))
-    for z in range(z0, z1, step):
-        yield slice(z, min(z + step, z1)), slice(y0, y1), slice(x0, x1)
+class _Shapes(NamedTuple):
+    """Cones as `distance_to_cone` takes them: (n, 3) and (n,) float32."""
+
+    start: Real
+    along: Real
+    scale: Real
+    radius: Real
+    widens: Real
+
+    @classmethod
+    def of(cls, cones: Cones) -> _Shapes:
+        start, along = cones.start.astype(np.float32), cones.end.astype(np.float32)
+        along -= start
+        squared = np.maximum((along.astype(np.float64) ** 2).sum(axis=1), 1e-6)
+        return cls(
+            start=start,
+            along=along,
+            scale=np.float32(1) / squared.astype(np.float32),
+            radius=cones.radius_start.astype(np.float32),
+            widens=(cones.radius_end - cones.radius_start).astype(np.float32),
+        )
 
 
-def distance_to_cone(
-    cones: Cones, n: int, z: Real, y: Real, x: Real, scratch: Real | None = None
-) -> Real:
-    """Signed distance (float32 nm) of points to the surface of one cone, negative inside.
+# Compiled: it is most of the work, and thirty passes over memory as NumPy does it.
+@numba.njit(cache=True, nogil=True)
+def _divide(
+    points: tuple[Real, Real, Real],
+    windows: npt.NDArray[np.int64],
+    rank: Index,
+    shapes: _Shapes,
+    owner: Index,
+    first: Real,
+    second: Real,
+) -> None:
+    """Enters one cone after the other: `second` is the nearest surface of any owner but the first.
 
     Only correctly rounded operations, so a point's value does not depend on its place in an array.
-    `scratch`, of five or more arrays of the points' shape, is written to; the first is returned.
     """
-    start, end = cones.start[n].astype(np.float32), cones.end[n].astype(np.float32)
-    along = end - start
-    squared = np.float32(max(float((along.astype(np.float64) ** 2).sum()), 1e-6))
-    if scratch is None:
-        scratch = np.empty((5, *z.shape), np.float32)
-    away, part, product = scratch[:3], scratch[3], scratch[4]
-    np.subtract(z, start[0], out=away[0])
-    np.subtract(y, start[1], out=away[1])
-    np.subtract(x, start[2], out=away[2])
-    np.multiply(away[0], along[0], out=part)
+    shape = points[0].shape
+    row = np.empty(_TILE[2], np.float32)
+    for tile_z in range(0, shape[0], _TILE[0]):
+        for tile_y in range(0, shape[1], _TILE[1]):
+            for tile_x in range(0, shape[2], _TILE[2]):
+                for n in range(len(rank)):
+                    (z0, z1), (y0, y1), (x0, x1) = windows[n]
+                    x0, x1 = max(x0, tile_x), min(x1, tile_x + _TILE[2])
+                    if x0 >= x1:
+                        continue
+                    for i in range(max(z0, tile_z), min(z1, tile_z + _TILE[0])):
+                        for j in range(max(y0, tile_y), min(y1, tile_y + _TILE[1])):
+                            z, y, x = points[0][i, j], points[1][i, j], points[2][i, j]
+                            _measure(z[x0:x1], y[x0:x1], x[x0:x1], shapes, n, row)
+                            _enter(
+                                rank[n], row,
+                                owner[i, j, x0:x1], first[i, j, x0:x1], second[i, j, x0:x1],
+                            )  # fmt: skip
+
+
+# Two loops of few arrays, without branches: these the compiler turns into vector instructions.
+@numba.njit(inline='always')
+def _measure(z: Real, y: Real, x: Real, shapes: _Shapes, n: int, row: Real) -> None:
+    """`distance_to_cone` of a row of points."""
+    zero, one = np.float32(0), np.float32(1)
+    z0, y0, x0 = shapes.start[n]
+    along_z, along_y, along_x = shapes.along[n]
+    scale, radius, widens = shapes.scale[n], shapes.radius[n], shapes.widens[n]
+    for k in range(len(z)):
+        dz, dy, dx = z[k] - z0, y[k] - y0, x[k] - x0
+        part = (dz * along_z + dy * along_y + dx * along_x) * scale
+        part = part if part > zero else zero
+        part = part if part < one else one
+        dz -= part * along_z
+        dy -= part * along_y
+        dx -= part * along_x
+        row[k] = np.sqrt(dz * dz + dy * dy + dx * dx) - part * widens - radius
+
+
+@numba.njit(inline='always')
+def _enter(rank: np.int32, row: Real, owner: Index, first: Real, second: Real) -> None:
+    for k in range(len(owner)):
+        distance, nearest, of = row[k], first[k], owner[k]
+        nearer = distance < nearest
+        rival = nearest if nearer else distance
+        rival = second[k] if of == rank else rival
+        second[k] = rival if rival < second[k] else second[k]
+        first[k] = distance if nearer else nearest
+        owner[k] = rank if nearer else of
+
+
+def distance_to_cone(cones: Cones, which: Places, z: Real, y: Real, x: Real) -> Real:
+    """Signed distances (float32 nm) of points to the surfaces of cones, negative inside.
+
+    Only correctly rounded operations, so a value does not depend on its place in an array.
+
+    Args:
+      cones: some.
+      which: (k,) places of those that count.
+      z: (1, n) float32 nm.
+      y: (1, n) float32 nm.
+      x: (1, n) float32 nm.
+
+    Returns:
+      (k, n).
+    """
+    shapes = _Shapes.of(cones.take(which))
+    start, along = shapes.start[..., None], shapes.along[..., None]
+    away = [point - start[:, axis] for axis, point in enumerate((z, y, x))]
+    part = away[0] * along[:, 0]
     for axis in (1, 2):
-        np.multiply(away[axis], along[axis], out=product)
-        part += product
-    part *= np.float32(1) / squared
-    np.maximum(part, np.float32(0), out=part)
-    np.minimum(part, np.float32(1), out=part)
+        part += away[axis] * along[:, axis]
+    part *= shapes.scale[:, None]
+    np.clip(part, np.float32(0), np.float32(1), out=part)
     for axis in range(3):
-        np.multiply(part, along[axis], out=product)
-        away[axis] -= product
+        away[axis] -= part * along[:, axis]
         away[axis] *= away[axis]
-    distance = away[0]
-    distance += away[1]
-    distance += away[2]
-    np.sqrt(distance, out=distance)
-    part *= np.float32(cones.radius_end[n] - cones.radius_start[n])
-    distance -= part
-    distance -= np.float32(cones.radius_start[n])
+    distance = np.sqrt(away[0] + away[1] + away[2])
+    distance -= part * shapes.widens[:, None]
+    distance -= shapes.radius[:, None]
     return distance
-
-
-def _merge(
-    distance: Real, rank: np.int32, owner: Index, first: Real, second: Real, scratch: Real
-) -> None:
-    """Enters one cone: `second` stays the nearest surface of any owner but the first."""
-    rival, penalty = scratch
-    # The rival of the nearer of the two, unless both are one owner's.
-    np.maximum(first, distance, out=rival)
-    np.multiply(owner == rank, np.float32(1e9), out=penalty)
-    rival += penalty
-    np.minimum(second, rival, out=second)
-    np.copyto(owner, rank, where=distance < first)
-    np.minimum(first, distance, out=first)
 
 
 def nearest_two(cones: Cones, points: Reals) -> tuple[Ids, Ids]:
@@ -177,9 +237,8 @@ def nearest_two(cones: Cones, points: Reals) -> tuple[Ids, Ids]:
     found = np.zeros((2, len(points)), np.uint64)
     for n, point in enumerate(points):
         near = np.flatnonzero(((low <= point) & (point <= high)).all(axis=1))
-        z, y, x = (np.full(1, p, np.float32) for p in point)
-        distance = np.array([distance_to_cone(cones, m, z, y, x)[0] for m in near.tolist()])
-        order = np.argsort(distance, kind='stable')
+        z, y, x = (np.full((1, 1), p, np.float32) for p in point)
+        order = np.argsort(distance_to_cone(cones, near, z, y, x)[:, 0], kind='stable')
         owners = cones.owner[near][order]
         if len(owners):
             found[0, n] = owners[0]

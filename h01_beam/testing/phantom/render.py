@@ -240,7 +240,9 @@ def _within(
     known = anatomy.ids[rank] == cones.owner
     for n in np.flatnonzero((windows[:, :, 0] < windows[:, :, 1]).all(axis=1) & known).tolist():
         window = tuple(slice(a, b) for a, b in windows[n])
-        distance = distance_to_cone(cones, n, *scene.at(window))
+        points = scene.at(window)
+        flat = (axis.reshape(1, -1) for axis in points)
+        distance = distance_to_cone(cones, np.array([n]), *flat).reshape(points[0].shape)
         inside = (distance < 0) & (scene.where.owner[window] == rank[n])
         inside &= scene.where.first[window] < -(anatomy.sheath_nm[rank[n]] + 18)
         yield window, distance, inside
