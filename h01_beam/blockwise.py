@@ -30,8 +30,9 @@ from h01_beam import config as config_lib
 from h01_beam import plan, tables
 from h01_beam.finish import CompactTable, SummarizeStage, forget_blocks
 from h01_beam.geometry import BlockGrid, Region
+from h01_beam.ledger import Provenance, StageRecord
 from h01_beam.plan import Read, TableRead, Write
-from h01_beam.run import Provenance, Run, StageRecord
+from h01_beam.run import Run
 from h01_beam.volume import Volume, VolumeSpec
 from h01_beam.work import ProcessBlocks
 

@@ -11,7 +11,8 @@ import apache_beam as beam
 
 from h01_beam import quarantine, report, storage, tables
 from h01_beam.geometry import BlockGrid
-from h01_beam.run import Ledger, Run
+from h01_beam.ledger import Ledger
+from h01_beam.run import Run
 from h01_beam.tables import Schema
 
 _COUNTED = ('blocks', 'blocks_run', 'blocks_reused', 'rows', 'seconds')

@@ -58,6 +58,29 @@ def write(path: str, data: bytes) -> None:
         )
 
 
+def write_if(path: str, data: bytes, generation: int) -> int | None:
+    """Writes an object if the one that is there has this generation, 0 for none.
+
+    Returns:
+      its generation from now on; None if another was there.
+    """
+    from google.api_core import exceptions
+
+    blob = _blob(path)
+    try:
+        with _errors(path):
+            blob.upload_from_string(
+                data, content_type='application/octet-stream', checksum='auto',
+                if_generation_match=generation, **_patience(),
+            )  # fmt: skip
+    except OSError as error:
+        if not isinstance(error.__cause__, exceptions.PreconditionFailed):
+            raise
+        # The answer to an earlier request, which did write it, may have been lost.
+        return int(metadata(path).generation) if read(path) == data else None
+    return int(blob.generation)
+
+
 def exists(path: str) -> bool:
     """Whether an object is there."""
     with _errors(path):

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from h01_beam.geometry import Block, BlockGrid, BoundingBox, CoreBox, ReadBox, Region, Triple
-from h01_beam.run import Provenance, Resources, Run, StagePlan, StageRecord, Traffic
+from h01_beam.ledger import Provenance, StageRecord
+from h01_beam.run import Resources, Run, StagePlan, Traffic
 from h01_beam.tables import Columns
 from h01_beam.volume import Volume, VolumeSpec
 

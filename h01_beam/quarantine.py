@@ -20,7 +20,7 @@ from typing import Any
 
 from h01_beam import storage
 from h01_beam.geometry import Triple
-from h01_beam.run import Ledger
+from h01_beam.ledger import Ledger
 
 QUARANTINED, BLOCKED = 'quarantined', 'blocked'
 # Of each stage, so many are listed in full; all are counted.

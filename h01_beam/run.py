@@ -1,13 +1,6 @@
-"""A run: its folder, its manifest, and the ledger that makes it a build system for blocks.
+"""A run: its folder, its manifest and its stages; `h01_beam.ledger` makes it a build system.
 
-A finished block leaves one marker, written after its data. Its `key` hashes everything that
-the block depends on: stage config, model, and the digests of all upstream blocks that its read
-box touches. Its `digest` hashes what it wrote. A block runs exactly when its key has changed.
-From this one rule come resume after a crash, cheap re-runs after a change of a parameter, and
-incremental reprocessing when new sections arrive. Correctness never rests on it: functions are
-deterministic and overwrite whole chunks, so a block that runs twice writes the same bytes.
-
-    RUN_DIR/run.json  volumes/NAME/  tables/NAME/  ledger/STAGE/  report.json  report.html  figures/
+RUN_DIR/run.json  volumes/NAME/  tables/NAME/  ledger/STAGE/  report.json  report.html  figures/
 """
 
 from __future__ import annotations
@@ -17,114 +10,15 @@ import importlib.metadata
 import json
 import os
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from h01_beam import config as config_lib
-from h01_beam import storage
+from h01_beam import generations, layers, storage
 from h01_beam.geometry import Block, BlockGrid, BoundingBox, Triple
 from h01_beam.hardware import NO_WISHES, Hardware
+from h01_beam.ledger import Ledger, Provenance, StageRecord
 from h01_beam.volume import Volume, VolumeSpec, VolumeUri
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Marker:
-    """What a finished block leaves behind.
-
-    Attributes:
-      key: hash of all that the block depends on.
-      digest: hash of all that it wrote.
-      rows: number of table rows that it wrote.
-      seconds: how long it took.
-      metrics: numbers that the stage counts; `peak_*` are maxima, the others sums.
-    """
-
-    key: str
-    digest: str
-    rows: int
-    seconds: float
-    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ledger:
-    """The markers of one stage, one small file per block: `LEDGER/z/y_x.json`."""
-
-    path: str
-
-    def read(self, index: Triple) -> Marker | None:
-        """The marker of a block, or None when it has not finished.
-
-        An unreadable marker counts as none: the block runs again, which is always right.
-        """
-        try:
-            return Marker(**json.loads(storage.read_bytes(self._file(index))))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-
-    def write(self, index: Triple, marker: Marker) -> None:
-        text = json.dumps(dataclasses.asdict(marker), sort_keys=True)
-        storage.write_bytes(self._file(index), text.encode())
-
-    def void(self, index: Triple) -> None:
-        """Removes a marker before its block's data change.
-
-        Otherwise a crash between data and marker would leave new data under an old marker, and a
-        return to the old parameters would take them for finished.
-        """
-        storage.delete(self._file(index))
-
-    def markers_written(self, since: float = 0.0) -> Iterable[str]:
-        """Paths of all markers, for progress and plans; not for the work itself.
-
-        Args:
-          since: seconds since 1970; older markers are left out.
-        """
-        return storage.list_files(join_markers(self.path), '.json', since)
-
-    def times_written(self) -> Iterable[float]:
-        """When each marker was written, seconds since 1970; one by one."""
-        return (written for _, written in storage.list_times(join_markers(self.path), '.json'))
-
-    def quarantined(self) -> Iterable[str]:
-        """Paths of the records of blocks that were given up."""
-        return storage.list_files(storage.join(self.path, 'quarantine'), '.json')
-
-    def _file(self, index: Triple) -> str:
-        z, y, x = index
-        return storage.join(join_markers(self.path), str(z), f'{y}_{x}.json')
-
-
-def join_markers(ledger_path: str) -> str:
-    """Folder of a ledger's markers."""
-    return storage.join(ledger_path, 'blocks')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StageRecord:
-    """`LEDGER/stage.json`: how the blocks of a stage lie.
-
-    `generation` counts how often an output volume was made anew, which voids old markers;
-    `config` is the hash of the stage's configuration; `since` is the time (seconds since 1970) at
-    which all of this was first so: older markers are stale.
-    """
-
-    grid: BlockGrid
-    generation: int
-    config: str
-    since: float = 0.0
-
-    def write(self, ledger: Ledger) -> None:
-        text = json.dumps(config_lib.as_dict(self), indent=1)
-        storage.write_bytes(storage.join(ledger.path, 'stage.json'), text.encode())
-
-    @classmethod
-    def read(cls, ledger: Ledger) -> StageRecord | None:
-        try:
-            record = json.loads(storage.read_bytes(storage.join(ledger.path, 'stage.json')))
-        except FileNotFoundError:
-            return None
-        return config_lib.from_dict(cls, record)
 
 
 class UpstreamError(RuntimeError):
@@ -170,57 +64,6 @@ class Upstream:
                 )
             self._digests[block.index] = marker.digest
         return self._digests[block.index]
-
-
-@dataclasses.dataclass(frozen=True)
-class Provenance:
-    """What a volume knows of the stage that writes it: `PATH/provenance_MIP.json`.
-
-    Attributes:
-      ledger: of that stage.
-      generation: of its markers (`StageRecord`) that vouch for the volume.
-      grid: where in the volume the blocks of that stage write, by their indices; None: in their
-        cores.
-    """
-
-    ledger: Ledger
-    generation: int
-    grid: BlockGrid | None = None
-
-    def is_of(self, ledger: Ledger, generation: int) -> bool:
-        """Whether it is these markers that vouch for the volume."""
-        same = _absolute(self.ledger.path) == _absolute(ledger.path)
-        return same and self.generation == generation
-
-    def write(self, spec: VolumeSpec) -> None:
-        """Leaves this with a volume."""
-        path = self.ledger.path
-        if storage.is_remote(path) == storage.is_remote(spec.path):
-            # Both may be copied elsewhere together.
-            path = posixpath.relpath(path, spec.path)
-        grid = config_lib.as_dict(self.grid) if self.grid else None
-        record = {'ledger': path, 'generation': self.generation, 'grid': grid}
-        storage.write_bytes(_provenance_file(spec), json.dumps(record).encode())
-
-    @classmethod
-    def read(cls, spec: VolumeSpec) -> Provenance | None:
-        """That of a volume; None if no run made it, so that no run may make it anew."""
-        if VolumeUri.parse(spec.uri).driver not in ('neuroglancer-precomputed', 'zarr3'):
-            return None
-        try:
-            record = json.loads(storage.read_bytes(_provenance_file(spec)))
-        except FileNotFoundError:
-            return None
-        grid = config_lib.from_dict(BlockGrid, record['grid']) if record['grid'] else None
-        path = record['ledger']
-        if not storage.is_remote(path):
-            head = 'gs://' if storage.is_remote(spec.path) and not path.startswith('/') else ''
-            path = head + posixpath.normpath(posixpath.join(spec.path.removeprefix(head), path))
-        return cls(Ledger(path), record['generation'], grid)
-
-
-def _provenance_file(spec: VolumeSpec) -> str:
-    return storage.join(spec.path, f'provenance_{spec.mip}.json')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,7 +186,7 @@ class Run:
         hardware: Hardware = NO_WISHES,
         policy: FailurePolicy = FailurePolicy(),
     ):
-        self.path = _absolute(path)
+        self.path = storage.absolute(path)
         self.resources = resources
         self.dry_run = dry_run
         self.hardware = hardware
@@ -383,9 +226,14 @@ class Run:
         """Records in run.json what is run: config, code version, model hashes.
 
         Raises:
-          ValueError: the directory is that of a run of another job.
+          ValueError: the directory is that of a run of another job, or has later generations.
         """
         path = storage.join(self.path, 'run.json')
+        if generations.current(self.path) != self.path and not layers.name_of(self.path):
+            raise ValueError(
+                f'run_dir is {self.path!r}: later generations lie over it, which would change with '
+                'it; use pipelines.reprocess, or choose another run_dir'
+            )
         if storage.exists(path):
             other = json.loads(storage.read_bytes(path))['job']
             if other != job:
@@ -461,12 +309,6 @@ def part_of_table(table: str, index: Triple) -> str:
     """File of the rows that one block wrote to the table at a path."""
     z, y, x = index
     return storage.join(table, 'parts', str(z), f'{y}_{x}.parquet')
-
-
-def _absolute(path: str) -> str:
-    if storage.is_remote(path):
-        return path.rstrip('/')
-    return os.path.abspath(storage.local_path(path))
 
 
 def code_version() -> str:

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from h01_beam import storage
-from h01_beam.run import Ledger, StagePlan, StageRecord
+from h01_beam.ledger import Ledger, StageRecord
+from h01_beam.run import StagePlan
 
 # Folders of a run directory that are no runs within it.
-OWN_FOLDERS = ('volumes', 'tables', 'ledger', 'figures')
+OWN_FOLDERS = ('volumes', 'tables', 'ledger', 'figures', 'generations', 'history')
 # Blocks per minute are those of this long, or of all the time that there was, if that is less.
 WINDOW_S = 600.0
 # Failures that are shown.

@@ -2,21 +2,22 @@
 
 Bulk arrays do not pass through here: they belong to `h01_beam.volume`. Paths are local
 paths, `file://` or `gs://bucket/key` URLs. Writes are atomic on both: a reader sees the old
-file, or the new one, never a part of it.
+file, or the new one, never a part of it. In a generation of a run, what is not there is read from
+the layers beneath (`h01_beam.layers`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
+import heapq
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from h01_beam import objects
+from h01_beam import layers, objects
 
 
 def is_remote(path: str) -> bool:
@@ -35,9 +36,36 @@ def local_path(path: str) -> Path:
     return Path(path.removeprefix('file://'))
 
 
+def absolute(path: str) -> str:
+    """The path of a folder from anywhere, without a slash at its end."""
+    if is_remote(path):
+        return path.rstrip('/')
+    return os.path.abspath(local_path(path))
+
+
 def join(base: str, *parts: str) -> str:
     """Joins path parts with single slashes."""
     return '/'.join([base.rstrip('/'), *(part.strip('/') for part in parts)])
+
+
+def places(path: str) -> list[str]:
+    """Where a file or folder may lie: the path itself, then those beneath (`h01_beam.layers`)."""
+    return layers.places(path, _read)
+
+
+def find(path: str) -> str:
+    """Where a file lies: the path itself, or one beneath.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    candidates = places(path)
+    for place in candidates:
+        if len(candidates) == 1 or _exists(place):
+            if place != candidates[-1] and _is_tombstone(place):
+                break
+            return place
+    raise FileNotFoundError(errno.ENOENT, 'no such file', path)
 
 
 def read_bytes(path: str) -> bytes:
@@ -46,12 +74,16 @@ def read_bytes(path: str) -> bytes:
     Raises:
       FileNotFoundError: if there is none.
     """
-    if not is_remote(path):
+    *above, last = places(path)
+    for place in above:
         try:
-            return local_path(path).read_bytes()
-        except NotADirectoryError as error:  # Below a file there is nothing.
-            raise FileNotFoundError(errno.ENOENT, 'no such file', path) from error
-    return objects.read(path)
+            data = _read(place)
+        except FileNotFoundError:
+            continue
+        if data == layers.TOMBSTONE:
+            raise FileNotFoundError(errno.ENOENT, 'deleted in this generation', path)
+        return data
+    return _read(last)
 
 
 def size(path: str) -> int:
@@ -60,9 +92,7 @@ def size(path: str) -> int:
     Raises:
       FileNotFoundError: if there is none.
     """
-    if not is_remote(path):
-        return local_path(path).stat().st_size
-    return int(objects.metadata(path).size)
+    return _size(find(path))
 
 
 def version(path: str) -> str:
@@ -71,6 +101,7 @@ def version(path: str) -> str:
     Raises:
       FileNotFoundError: if there is none.
     """
+    path = find(path)
     if not is_remote(path):
         try:
             stat = local_path(path).stat()
@@ -83,6 +114,7 @@ def version(path: str) -> str:
 def written_at(path: str) -> float | None:
     """When a file was written, seconds since 1970; None if there is none."""
     try:
+        path = find(path)
         if not is_remote(path):
             return local_path(path).stat().st_mtime
         return float(objects.metadata(path).updated.timestamp())
@@ -98,6 +130,7 @@ def read_range(path: str, start: int, stop: int) -> bytes:
     """
     if start == stop:
         return b''
+    path = find(path)
     if not is_remote(path):
         with local_path(path).open('rb') as file:
             file.seek(start)
@@ -126,9 +159,10 @@ def write_bytes(path: str, data: bytes) -> None:
 
 def exists(path: str) -> bool:
     """Whether a file is there."""
-    if is_remote(path):
-        return objects.exists(path)
-    return local_path(path).exists()
+    try:
+        return _exists(find(path))
+    except FileNotFoundError:
+        return False
 
 
 def list_files(prefix: str, suffix: str = '', since: float = 0.0) -> Iterator[str]:
@@ -154,24 +188,56 @@ def list_times(prefix: str, suffix: str = '', timed: bool = True) -> Iterator[tu
       suffix: what their names end in.
       timed: whether times are asked for, which costs a call for each local file; else they are 0.
     """
+    *above, last = [_list(place, suffix, timed) for place in places(prefix)]
+    if not above:
+        yield from last
+        return
+    # By name, and of one name the uppermost first.
+    merged = heapq.merge(
+        *(
+            ((path[len(place) :], depth, path, written) for path, written in listed)
+            for depth, (place, listed) in enumerate(
+                zip(map(_as_listed, places(prefix)), [*above, last], strict=True)
+            )
+        ),
+        key=lambda entry: entry[:2],
+    )
+    previous = None
+    for name, depth, path, written in merged:
+        if name != previous and (depth == len(above) or not _is_tombstone(path)):
+            yield _as_listed(prefix) + name, written
+        previous = name
+
+
+def list_folders(prefix: str) -> list[str]:
+    """Names of the folders right below a folder, sorted; one that does not exist has none."""
+    return sorted({name for place in places(prefix) for name in _list_folders(place)})
+
+
+def _list(prefix: str, suffix: str, timed: bool) -> Iterator[tuple[str, float]]:
+    """`list_times` of one layer."""
     if is_remote(prefix):
         for blob in objects.Listing(prefix):
             if blob.name.endswith(suffix):
                 yield f'gs://{blob.bucket.name}/{blob.name}', blob.updated.timestamp()
         return
-    for path in _list_local(str(local_path(prefix)), suffix):
+    for path in _list_local(_as_listed(prefix), suffix):
         yield path, os.stat(path).st_mtime if timed else 0.0
 
 
-def list_folders(prefix: str) -> list[str]:
-    """Names of the folders right below a folder, sorted; one that does not exist has none."""
+def _as_listed(prefix: str) -> str:
+    """How the paths below a folder begin when they are listed."""
+    return prefix.rstrip('/') if is_remote(prefix) else str(local_path(prefix))
+
+
+def _list_folders(prefix: str) -> list[str]:
     if is_remote(prefix):
         blobs = objects.Listing(prefix, delimiter='/')
         for _ in blobs:  # Folders are known once the pages have been read.
             pass
-        return sorted(name.rstrip('/').rpartition('/')[2] for name in blobs.folders())
+        return [name.rstrip('/').rpartition('/')[2] for name in blobs.folders()]
     try:
-        return sorted(entry.name for entry in os.scandir(local_path(prefix)) if entry.is_dir())
+        return [entry.name for entry in os.scandir(local_path(prefix)) if entry.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -193,14 +259,15 @@ def _list_local(folder: str, suffix: str) -> Iterator[str]:
 def delete_folder(folder: str) -> None:
     """Deletes all files below a folder; one that does not exist has none.
 
-    By names that were listed, one by one: TensorStore deletes by a range of names, which bucket
-    emulators do not know and take for the whole bucket.
+    Of a generation, only its own: those beneath are a volume's chunks, which are not read by name
+    (`h01_beam.layered`). By names that were listed, one by one: TensorStore deletes by a range of
+    names, which bucket emulators do not know and take for the whole bucket.
     """
     if not is_remote(folder):
         shutil.rmtree(local_path(folder), ignore_errors=True)
         return
-    for path in list(list_files(folder)):
-        delete(path)
+    for path in list(own_files(folder)):
+        delete_own(path)
 
 
 def check_writable(what: str, folder: str) -> None:
@@ -218,12 +285,52 @@ def check_writable(what: str, folder: str) -> None:
 
 
 def delete(path: str) -> None:
-    """Deletes a file, if it is there."""
-    with contextlib.suppress(FileNotFoundError):
+    """Deletes a file, if it is there; one that lies beneath is hidden."""
+    _, *beneath = places(path)
+    if any(map(_exists, beneath)):
+        write_bytes(path, layers.TOMBSTONE)
+        return
+    delete_own(path)
+
+
+def own_files(folder: str) -> Iterator[str]:
+    """Paths of all files below a folder, without those of layers beneath."""
+    return (path for path, _ in _list(folder, '', timed=False))
+
+
+def delete_own(path: str) -> bool:
+    """Deletes a file whatever lies beneath; returns whether it was there."""
+    try:
         if is_remote(path):
             objects.delete(path)
         else:
             local_path(path).unlink()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _read(path: str) -> bytes:
+    if is_remote(path):
+        return objects.read(path)
+    try:
+        return local_path(path).read_bytes()
+    except NotADirectoryError as error:  # Below a file there is nothing.
+        raise FileNotFoundError(errno.ENOENT, 'no such file', path) from error
+
+
+def _exists(path: str) -> bool:
+    return objects.exists(path) if is_remote(path) else local_path(path).exists()
+
+
+def _size(path: str) -> int:
+    if is_remote(path):
+        return int(objects.metadata(path).size)
+    return local_path(path).stat().st_size
+
+
+def _is_tombstone(path: str) -> bool:
+    return _size(path) == len(layers.TOMBSTONE) and _read(path) == layers.TOMBSTONE
 
 
 @functools.cache

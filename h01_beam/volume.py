@@ -25,6 +25,7 @@ import tensorstore as ts
 
 from h01_beam import formats, objects, ome_zarr, precomputed, storage
 from h01_beam.geometry import BoundingBox, Triple
+from h01_beam.layered import LayeredArray
 from h01_beam.volume_spec import (
     CHUNKED,
     Kind,
@@ -51,10 +52,12 @@ DownsampleMethod: TypeAlias = Literal['mean', 'mode', 'min', 'max', 'median', 's
 class Volume:
     """An open volume: reads and writes boxes as zyx arrays (czyx when it has channels)."""
 
-    def __init__(self, spec: VolumeSpec, array: Any, fingerprint: str):
+    def __init__(self, spec: VolumeSpec, array: Any, fingerprint: str, own: Any = None):
+        """`array` is read; `own` is written, where that is another."""
         self.spec = spec
         self.fingerprint = fingerprint
         self._array = array
+        self._own = array if own is None else own
 
     @property
     def bounds(self) -> BoundingBox:
@@ -95,9 +98,11 @@ class Volume:
           the volume, and whether it was made anew (so that no earlier block of it counts).
         """
         spec = cls.check(spec)
-        if cls.is_there(spec):
-            return cls.open(spec.uri), False
         parsed = VolumeUri.parse(spec.uri)
+        if cls.is_there(spec):
+            if parsed.driver == 'neuroglancer-precomputed':
+                _own_info(parsed)
+            return cls.open(spec.uri), False
         if cls.can_grow(spec):
             _grow_precomputed(spec, parsed)
             return cls.open(spec.uri), False
@@ -187,7 +192,7 @@ class Volume:
             )
         try:
             with ts.Transaction() as transaction:
-                target = self._array.with_transaction(transaction)
+                target = self._own.with_transaction(transaction)
                 target[self._slices(box)].write(array).result()
         except (ValueError, OSError) as error:
             raise ValueError(f'cannot write {box} of {self.spec.uri!r}: {error}') from error
@@ -221,19 +226,42 @@ def _open_precomputed(parsed: VolumeUri) -> Volume:
         raise FileNotFoundError(
             f'{str(parsed)!r}: there is no mip {parsed.mip}, only {levels} levels'
         )
-    source = {
-        'driver': 'neuroglancer_precomputed',
-        'kvstore': _kvstore(parsed.path),
-        'scale_index': parsed.mip,
-    }
-    array = _tensorstore_open(source, parsed)
-    write_chunk = array.chunk_layout.write_chunk.shape[:3]
-    spec = precomputed.spec_of(str(parsed), info, parsed.mip, write_chunk)
-    zyx = array[..., 0] if spec.channels == 1 else array
+    own, *beneath = storage.places(parsed.path)
+    # The metadata's own layer knows how chunks are written; those of a volume that a generation has
+    # not written to yet lie beneath.
+    folder = storage.find(storage.join(own, 'info')).rpartition('/')[0]
+    array = _open_chunks(folder, parsed)
+    write_chunk = array.chunk_layout.write_chunk.shape[1:]
+    spec = precomputed.spec_of(str(parsed), info, parsed.mip, write_chunk[::-1])
     # Other levels of the pyramid may come and go: only this one counts. Metadata alone are not
     # enough: two volumes of one image, before and after a filter, share them.
-    fingerprint = _hash([_kvstore(parsed.path), {**info, 'scales': []}, info['scales'][parsed.mip]])
-    return Volume(spec, zyx.T, fingerprint)
+    fingerprint = _hash([_kvstore(own), {**info, 'scales': []}, info['scales'][parsed.mip]])
+    if not beneath:
+        return Volume(spec, _without_channel(array), fingerprint)
+    layered = LayeredArray(spec, lambda path: _without_channel(_open_chunks(path, parsed)))
+    writable = _without_channel(array) if folder == own else _ReadOnly()
+    return Volume(spec, layered, fingerprint, own=writable)
+
+
+class _ReadOnly:
+    """Stands for an array that lies beneath a generation that has not created the volume."""
+
+    def with_transaction(self, _: Any) -> Any:
+        raise ValueError('it belongs to an earlier generation of the run: create it first')
+
+
+def _open_chunks(folder: str, parsed: VolumeUri) -> Any:
+    """The array of a level, czyx."""
+    source = {
+        'driver': 'neuroglancer_precomputed',
+        'kvstore': _kvstore(folder),
+        'scale_index': parsed.mip,
+    }
+    return _tensorstore_open(source, parsed).T
+
+
+def _without_channel(array: Any) -> Any:
+    return array[0] if array.shape[0] == 1 else array
 
 
 def _create_precomputed(spec: VolumeSpec, parsed: VolumeUri) -> None:
@@ -252,6 +280,13 @@ def _create_precomputed(spec: VolumeSpec, parsed: VolumeUri) -> None:
         raise FileNotFoundError(f'{spec.uri!r}: mip 0 must be created before mip {parsed.mip}')
     info['scales'].append(scale)
     storage.write_bytes(path, json.dumps(info).encode())
+
+
+def _own_info(parsed: VolumeUri) -> None:
+    """Gives a generation metadata of its own for what it will write."""
+    path = storage.join(parsed.path, 'info')
+    if storage.find(path) != path:
+        storage.write_bytes(path, storage.read_bytes(path))
 
 
 def _grow_precomputed(spec: VolumeSpec, parsed: VolumeUri) -> None:

@@ -22,11 +22,12 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
 from h01_beam import config as config_lib
-from h01_beam import objects, quarantine, storage, tables, worker
+from h01_beam import layers, objects, quarantine, storage, tables, worker
 from h01_beam import volume as volume_lib
 from h01_beam.geometry import Block, BlockGrid, BoundingBox
+from h01_beam.ledger import Ledger, Marker, StageRecord
 from h01_beam.plan import BlockResult, Read, TableRead, Write
-from h01_beam.run import Ledger, Marker, Run, StageRecord, Upstream, UpstreamError
+from h01_beam.run import Run, Upstream, UpstreamError
 from h01_beam.volume import Volume
 
 # When so many blocks of one process fail one after the other, it is not the blocks' fault.
@@ -283,6 +284,7 @@ class ProcessBlocks(beam.DoFn):
                 **self._troubles(attempt),
                 'peak_memory_bytes': worker.peak_memory_bytes(),
             },
+            layer=layers.name_of(self._run_path),
         )
         self._ledger.write(block.index, marker)
         return marker

@@ -14,8 +14,9 @@ from apache_beam.testing.util import assert_that
 from h01_beam import storage, tables
 from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid, CoreBox, Overlap
+from h01_beam.ledger import Ledger, Marker
 from h01_beam.plan import BlockResult, Read, Write
-from h01_beam.run import Ledger, Marker, Resources, Run
+from h01_beam.run import Resources, Run
 from h01_beam.slots import SeenBy, SlotBox, Slots
 from h01_beam.volume import Volume
 from tests.arrays import box, create, position_code, read_all, run_pipeline, tree_bytes

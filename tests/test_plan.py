@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from h01_beam.geometry import BlockGrid, CoreBox
+from h01_beam.ledger import Provenance, StageRecord
 from h01_beam.plan import PROCESS_BYTES, Read, Write, plan_stage
-from h01_beam.run import Provenance, Resources, Run, StageRecord
+from h01_beam.run import Resources, Run
 from h01_beam.volume import Volume, VolumeSpec
 from tests.arrays import box
 

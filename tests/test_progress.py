@@ -5,8 +5,9 @@ import time
 
 import pytest
 
+from h01_beam.ledger import Ledger, Marker
 from h01_beam.progress import LedgerProgress, count_done, counting
-from h01_beam.run import Ledger, Marker, StagePlan
+from h01_beam.run import StagePlan
 
 MARKER = Marker(key='k', digest='d', rows=0, seconds=0)
 

@@ -14,7 +14,8 @@ import pytest
 from h01_beam import quarantine, storage, work
 from h01_beam.blockwise import MapBlocks
 from h01_beam.finish import FinishRun
-from h01_beam.run import FailurePolicy, Ledger
+from h01_beam.ledger import Ledger
+from h01_beam.run import FailurePolicy
 from tests.arrays import read_all, run_pipeline, summaries, tree_bytes
 from tests.blocks import (
     ROWS,

@@ -12,7 +12,7 @@ import pytest
 from h01_beam import storage
 from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid
-from h01_beam.run import Ledger
+from h01_beam.ledger import Ledger
 from h01_beam.tables import from_parquet, length
 from h01_beam.volume import Volume
 from tests.arrays import box, create, position_code, read_all, run_pipeline, tree_bytes

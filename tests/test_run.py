@@ -7,16 +7,8 @@ import pytest
 
 from h01_beam import storage
 from h01_beam.geometry import BlockGrid, BoundingBox
-from h01_beam.run import (
-    Ledger,
-    Marker,
-    Provenance,
-    Resources,
-    Run,
-    StageRecord,
-    Upstream,
-    UpstreamError,
-)
+from h01_beam.ledger import Ledger, Marker, Provenance, StageRecord
+from h01_beam.run import Resources, Run, Upstream, UpstreamError
 from h01_beam.volume import Volume
 from tests.arrays import box, create
 

@@ -8,7 +8,8 @@ import pytest
 
 from h01_beam import status, storage
 from h01_beam.geometry import BlockGrid
-from h01_beam.run import Marker, Resources, Run, StageRecord
+from h01_beam.ledger import Marker, StageRecord
+from h01_beam.run import Resources, Run
 from h01_beam.status import read_status
 from tests.arrays import box
 

@@ -22,8 +22,9 @@ from h01_beam.agglomeration.components import BYTES_PER_ROW, ConnectedComponents
 from h01_beam.blockwise import expand_range, make_ranges
 from h01_beam.finish import StageSummary, forget_blocks
 from h01_beam.geometry import BlockGrid
+from h01_beam.ledger import Ledger, StageRecord
 from h01_beam.plan import PROCESS_BYTES, check_memory
-from h01_beam.run import Ledger, Run, StagePlan, StageRecord
+from h01_beam.run import Run, StagePlan
 
 # Rows of one element of the edge PCollection, at least (but for the last of a bundle).
 BATCH_ROWS = 100_000

@@ -52,7 +52,9 @@ def open_files(layer: Layer, fallback_nm: VoxelSize = (1.0, 1.0, 1.0)) -> Files:
     parsed = VolumeUri.parse(layer.uri).at(0)
     spec = Volume.open(str(parsed)).spec
     kind = layer.kind or spec.kind
-    if parsed.driver != 'neuroglancer-precomputed' or kind != spec.kind:
+    # Of a generation, it is the markers that say in which layer a chunk is.
+    layered = len(storage.places(parsed.path)) > 1
+    if parsed.driver != 'neuroglancer-precomputed' or kind != spec.kind or layered:
         return TranslatedFiles.open(parsed, kind, fallback_nm)
     return BucketFiles(parsed.path) if storage.is_remote(parsed.path) else FolderFiles(parsed.path)
 

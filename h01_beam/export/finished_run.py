@@ -17,7 +17,8 @@ import numpy as np
 from h01_beam import storage, tables
 from h01_beam.export.planes import Planes, central_box, read_planes
 from h01_beam.geometry import Block, BoundingBox
-from h01_beam.run import Marker, Run, StageRecord
+from h01_beam.ledger import Marker, StageRecord
+from h01_beam.run import Run
 from h01_beam.volume import Kind, Volume, VoxelSize
 
 # Keys of a manifest's config that hold a volume to look at, in the order of layers: its URI, or

@@ -27,9 +27,10 @@ from h01_beam import status, worker
 from h01_beam.blockwise import MapBlocks
 from h01_beam.forecast.page import duration, number, size
 from h01_beam.geometry import Block, BlockGrid, BoundingBox
+from h01_beam.ledger import Marker, StageRecord, join_markers
 from h01_beam.plan import BlockResult
 from h01_beam.progress import count_done
-from h01_beam.run import Marker, Resources, Run, StageRecord, join_markers
+from h01_beam.run import Resources, Run
 from h01_beam.tables import Schema
 
 # Blocks along y and x of a layer: names of one folder, and of one file.

@@ -12,8 +12,9 @@ from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid, CoreBox
 from h01_beam.imaging.downsample import DownsampleBlock, DownsampleConfig, pyramid_specs
 from h01_beam.imaging.ingest import ConvertBlock, IngestConfig, block_shape, output_spec
+from h01_beam.ledger import Provenance
 from h01_beam.plan import Read
-from h01_beam.run import Provenance, Run
+from h01_beam.run import Run
 from h01_beam.volume import Volume, VolumeSpec, VolumeUri
 
 

@@ -33,9 +33,10 @@ from h01_beam.alignment.job import AlignJob
 from h01_beam.alignment.stage import build_align_job
 from h01_beam.forecast import rates, work
 from h01_beam.forecast.dataset import DataSet, Tiles
+from h01_beam.ledger import Marker
 from h01_beam.models import ModelRef
 from h01_beam.plan import BlockResult
-from h01_beam.run import Marker, Resources, Run
+from h01_beam.run import Resources, Run
 from h01_beam.segmentation import seeds
 from h01_beam.segmentation.config import SegmentConfig
 from h01_beam.segmentation.ffn import FfnConfig, flood_fill

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from h01_beam.run import Ledger
+from h01_beam.ledger import Ledger
 from tests.arrays import read_all
 from tests.blocks import Mean, noisy_image, summary_of
 

@@ -8,7 +8,8 @@ from h01_beam import storage, tables
 from h01_beam.export.colors import segment_colors
 from h01_beam.export.planes import Planes
 from h01_beam.geometry import BlockGrid
-from h01_beam.run import Marker, Resources, Run, StageRecord
+from h01_beam.ledger import Marker, StageRecord
+from h01_beam.run import Resources, Run
 from h01_beam.segmentation import figures
 from h01_beam.testing.tubes import make_tubes
 from h01_beam.volume import Volume, VolumeSpec

@@ -13,7 +13,8 @@ import pytest
 
 from h01_beam import tables
 from h01_beam.finish import FinishRun
-from h01_beam.run import Resources, Run, StageRecord
+from h01_beam.ledger import StageRecord
+from h01_beam.run import Resources, Run
 from h01_beam.segmentation.config import GridConfig, InferenceConfig, OutputConfig, SegmentConfig
 from h01_beam.segmentation.ffn import FfnConfig
 from h01_beam.segmentation.stage import build_segment, relabel

@@ -1,0 +1,183 @@
+"""States of a run over time: each reprocessing is a generation, which readers see as a whole.
+
+    RUN_DIR/current.json                which generation is the present one; none: the first
+    RUN_DIR/generations/000001/         see `h01_beam.layers`
+    RUN_DIR/history/000001.json, ...    what was done, one file for each event
+
+A generation is begun, filled, and committed by one atomic write of `current.json`, its last step.
+A reader that resolved the run before keeps the generation that it has. All of this changes under
+`h01_beam.lock.Lock` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from h01_beam import layers, storage
+
+CURRENT, HISTORY = 'current.json', 'history'
+
+
+def current(run_dir: str) -> str:
+    """Folder of the present generation; the run directory itself for the first."""
+    return layers.folder(storage.absolute(run_dir), _current_name(storage.absolute(run_dir)))
+
+
+def resolve(path: str) -> str:
+    """A path within a run directory (of a volume, say) as it is in the present generation.
+
+    Args:
+      path: any path or URI; one that is not within a run that has generations stays as it is.
+    """
+    if layers.name_of(path):
+        return path
+    head, slash, rest = path.partition('/volumes/')
+    return storage.join(current(head), 'volumes', rest) if slash and _current_name(head) else path
+
+
+def begin(run_dir: str) -> str:
+    """Folder of a generation to fill, over the present one.
+
+    The one that was begun and not committed, if there is one; else a new one.
+    """
+    run_dir = storage.absolute(run_dir)
+    pending = unfinished(run_dir)
+    if pending:
+        return pending
+    parent = _current_name(run_dir)
+    taken = storage.list_folders(storage.join(run_dir, layers.FOLDER))
+    name = f'{1 + max(map(int, taken), default=0):06d}'
+    beneath = [parent, *_beneath(run_dir, parent)]
+    folder = layers.folder(run_dir, name)
+    storage.write_bytes(
+        storage.join(folder, layers.RECORD), json.dumps({'beneath': beneath}).encode()
+    )
+    return folder
+
+
+def unfinished(run_dir: str) -> str | None:
+    """Folder of the generation that was begun over the present one and not committed, if any."""
+    run_dir = storage.absolute(run_dir)
+    parent = _current_name(run_dir)
+    dropped = {event['from'] for event in history(run_dir) if event['event'] == 'rollback'}
+    for name in reversed(storage.list_folders(storage.join(run_dir, layers.FOLDER))):
+        if name not in dropped and _beneath(run_dir, name)[:1] == [parent]:
+            return layers.folder(run_dir, name)
+    return None
+
+
+def commit(folder: str, told: dict[str, Any]) -> None:
+    """Makes a generation the present one; `told` goes into the history."""
+    run_dir, name = layers.root_of(folder), layers.name_of(folder)
+    parent = _current_name(run_dir)
+    _record(run_dir, {'event': 'reprocess', 'from': parent, 'to': name, **told})
+    _point_at(run_dir, name)
+
+
+def roll_back(run_dir: str) -> str:
+    """Makes the generation before the present one the present one; returns its folder.
+
+    Raises:
+      ValueError: there is none, or it has been pruned.
+    """
+    run_dir = storage.absolute(run_dir)
+    name = _current_name(run_dir)
+    if not name:
+        raise ValueError(f'run_dir is {run_dir!r}: has no earlier generation to go back to')
+    parent = _beneath(run_dir, name)[0]
+    if parent in _pruned(run_dir):
+        raise ValueError(
+            f'run_dir is {run_dir!r}: the generation before {name} has been pruned; keep more with '
+            '--keep_generations'
+        )
+    _record(run_dir, {'event': 'rollback', 'from': name, 'to': parent})
+    _point_at(run_dir, parent)
+    return layers.folder(run_dir, parent)
+
+
+def history(run_dir: str) -> list[dict[str, Any]]:
+    """What was done, oldest first: dictionaries with `event`, `from`, `to`, `when` and more."""
+    files = storage.list_files(storage.join(run_dir, HISTORY), '.json')
+    return [json.loads(storage.read_bytes(path)) for path in files]
+
+
+def prune(run_dir: str, keep: int) -> int:
+    """Deletes what none of the last generations needs; returns the number of files.
+
+    Those that were rolled back or abandoned go as a whole; of the layers beneath the oldest that is
+    kept, what a layer above it holds anew. (A chunk that became all zeros has no file above it;
+    what it was stays.) Takes time by what changed, not by the size of the run.
+
+    Args:
+      run_dir: the run.
+      keep: how many generations stay readable, the present one included.
+
+    Raises:
+      ValueError: fewer than one.
+    """
+    if keep < 1:
+        raise ValueError(f'keep_generations is {keep}: must be at least 1, the present one')
+    run_dir = storage.absolute(run_dir)
+    name = _current_name(run_dir)
+    chain = [name, *_beneath(run_dir, name)]
+    kept, pending = chain[:keep], unfinished(run_dir)
+    deleted = 0
+    for other in storage.list_folders(storage.join(run_dir, layers.FOLDER)):
+        folder = layers.folder(run_dir, other)
+        if other not in chain and folder != pending:
+            deleted += sum(1 for _ in storage.own_files(folder))
+            storage.delete_folder(folder)
+    unreadable = [old for old in chain[keep:] if old not in _pruned(run_dir)]
+    if unreadable:
+        # Told first: from now on nobody goes back to them.
+        _record(run_dir, {'event': 'prune', 'from': unreadable[-1], 'to': kept[-1],
+                          'pruned': unreadable})  # fmt: skip
+    # What an interrupted pruning left is found again.
+    for depth in range(len(kept) - 1, len(chain) - 1):
+        deleted += _drop_hidden(run_dir, chain[depth], chain[depth + 1 :])
+    return deleted
+
+
+def _drop_hidden(run_dir: str, upper: str, beneath: list[str]) -> int:
+    """Deletes files of layers that one above them holds anew."""
+    deleted = 0
+    folder = layers.folder(run_dir, upper)
+    for path in storage.own_files(folder):
+        if path == storage.join(folder, layers.RECORD):
+            continue
+        for lower in beneath:
+            deleted += storage.delete_own(layers.place(path, lower))
+    return deleted
+
+
+def _current_name(run_dir: str) -> str:
+    try:
+        return str(json.loads(storage.read_bytes(storage.join(run_dir, CURRENT)))['generation'])
+    except FileNotFoundError:
+        return ''
+
+
+def _point_at(run_dir: str, name: str) -> None:
+    storage.write_bytes(storage.join(run_dir, CURRENT), json.dumps({'generation': name}).encode())
+
+
+def _beneath(run_dir: str, name: str) -> list[str]:
+    if not name:
+        return []
+    path = storage.join(layers.folder(run_dir, name), layers.RECORD)
+    try:
+        return list(json.loads(storage.read_bytes(path))['beneath'])
+    except FileNotFoundError:  # Begun, and killed before its first file was written.
+        return []
+
+
+def _pruned(run_dir: str) -> set[str]:
+    return {name for event in history(run_dir) for name in event.get('pruned', ())}
+
+
+def _record(run_dir: str, event: dict[str, Any]) -> None:
+    files = list(storage.list_files(storage.join(run_dir, HISTORY), '.json'))
+    path = storage.join(run_dir, HISTORY, f'{len(files) + 1:06d}.json')
+    storage.write_bytes(path, json.dumps({**event, 'when': time.time()}, indent=1).encode())
