@@ -60,8 +60,10 @@ class Ledger:
             return None
 
     def write(self, index: Triple, marker: Marker) -> None:
-        text = json.dumps(dataclasses.asdict(marker), sort_keys=True)
-        storage.write_bytes(self._file(index), text.encode())
+        record = dataclasses.asdict(marker)
+        if not marker.layer:
+            del record['layer']
+        storage.write_bytes(self._file(index), json.dumps(record, sort_keys=True).encode())
 
     def void(self, index: Triple) -> None:
         """Removes a marker before its block's data change.

@@ -5,12 +5,13 @@ RUN_DIR/run.json  volumes/NAME/  tables/NAME/  ledger/STAGE/  report.json  repor
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from h01_beam import config as config_lib
@@ -64,6 +65,21 @@ class Upstream:
                 )
             self._digests[block.index] = marker.digest
         return self._digests[block.index]
+
+
+def volume_state(uri: str) -> str:
+    """A text that changes when a volume does, as far as its ledger or its place can tell.
+
+    Of one that a run wrote: the digest over all blocks of the stage. Of any other: its place and
+    metadata, or its file's size and time (`Volume.fingerprint`).
+    """
+    volume = Volume.open(uri)
+    provenance = Provenance.read(volume.spec)
+    if provenance is not None:
+        with contextlib.suppress(FileNotFoundError):
+            summary = storage.read_bytes(storage.join(provenance.ledger.path, 'summary.json'))
+            return str(json.loads(summary)['digest'])
+    return volume.fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,8 +238,20 @@ class Run:
             ]
         return plans
 
-    def write_manifest(self, job: str, config: Any, models: Mapping[str, str]) -> None:
-        """Records in run.json what is run: config, code version, model hashes.
+    def write_manifest(
+        self,
+        job: str,
+        config: Any,
+        models: Mapping[str, str],
+        inputs: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        """Records in run.json what is run: config, code version, model hashes, inputs.
+
+        Args:
+          job: its name.
+          config: a dataclass.
+          models: hashes by name.
+          inputs: gives a fingerprint for each input by its name; called only if this is no dry run.
 
         Raises:
           ValueError: the directory is that of a run of another job, or has later generations.
@@ -250,6 +278,7 @@ class Run:
             # Relative paths in the configuration start here.
             'directory': os.getcwd(),
             'models': dict(models),
+            'inputs': dict(inputs()),
             'resources': config_lib.as_dict(self.hardware),
         }
         text = json.dumps(manifest, indent=1, sort_keys=True)

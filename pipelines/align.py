@@ -15,12 +15,15 @@ every tile and section, and RUN_DIR/report.html shows it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from typing import Any
 
 from absl import app
 
 from h01_beam.acquisition.importers import import_acquisition
+from h01_beam.acquisition.stage import list_inputs
+from h01_beam.acquisition.tables import Acquisition
 from h01_beam.alignment.account import describe_sections
 from h01_beam.alignment.figures import figures
 from h01_beam.alignment.job import AlignJob, highlights, select
@@ -32,14 +35,30 @@ from pipelines import launch
 
 
 def main(args: argparse.Namespace) -> int:
-    def add(root: Any, run: Run) -> None:
+    def build(root: Any, run: Run) -> None:
         config = from_dict(AlignJob, launch.load_config(args))
-        acquisition = select(import_acquisition(config.tiles), args.section_range)
-        run.write_manifest('align', config, {})
-        build_align_job(root, acquisition, config, run)
-        root | FinishRun(run, figures=[figures], highlights=highlights, sections=describe_sections)
+        if args.section_range is not None:
+            config = dataclasses.replace(config, section_range=args.section_range)
+        add(root, run, config)
 
-    return launch.execute(args, args.run_dir, add, show_results)
+    return launch.execute(args, args.run_dir, build, show_results)
+
+
+def add(root: Any, run: Run, config: AlignJob) -> None:
+    """Adds the job to a pipeline."""
+    acquisition = _acquisition(config)
+    run.write_manifest('align', config, {}, lambda: list_inputs(acquisition))
+    build_align_job(root, acquisition, config, run)
+    root | FinishRun(run, figures=[figures], highlights=highlights, sections=describe_sections)
+
+
+def inputs(config: AlignJob) -> dict[str, str]:
+    """A fingerprint for each input."""
+    return list_inputs(_acquisition(config))
+
+
+def _acquisition(config: AlignJob) -> Acquisition:
+    return select(import_acquisition(config.tiles), config.section_range)
 
 
 def show_results(run: Run) -> None:

@@ -104,6 +104,8 @@ def load_hardware(args: argparse.Namespace) -> Hardware:
     if args.resources:
         mapping = config_lib.load(args.resources)
         return Hardware.parse(mapping.get(SECTION, mapping))
+    if getattr(args, 'recorded', None):  # That of the run that goes on.
+        return config_lib.from_dict(Hardware, args.recorded)
     if not getattr(args, 'config', None):
         return NO_WISHES
     return Hardware.parse(config_lib.load(args.config, args.set).get(SECTION))
@@ -190,7 +192,7 @@ def execute(
         worker.prepare_launch(end_with_worker, deaths)
         with LedgerProgress(run.all_plans()):
             result = pipeline.run()
-            if not _is_template(args.beam):
+            if not is_template(args.beam):
                 result.wait_until_finish()
     except Exception as error:
         logging.debug('pipeline failed', exc_info=True)
@@ -198,7 +200,7 @@ def execute(
         return FAILED
     finally:
         ended.set()
-    if finish and not _is_template(args.beam):
+    if finish and not is_template(args.beam):
         finish(run)
     return 0
 
@@ -299,7 +301,7 @@ def _not_failed_bundle(record: Any) -> bool:
     return '[while running ' not in record.getMessage()
 
 
-def _is_template(flags: Sequence[str]) -> bool:
+def is_template(flags: Sequence[str]) -> bool:
     return any(flag.startswith('--template_location') for flag in flags)
 
 

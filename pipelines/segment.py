@@ -28,11 +28,15 @@ from pipelines import launch
 
 def main(args: argparse.Namespace) -> int:
     def build(root: Any, run: Run) -> None:
-        config = from_dict(SegmentConfig, launch.load_config(args))
-        build_scored(root, config, run)
-        root | FinishRun(run, figures=[figures], highlights=highlights, scores=scores)
+        add(root, run, from_dict(SegmentConfig, launch.load_config(args)))
 
     return launch.execute(args, args.run_dir, build, show_results)
+
+
+def add(root: Any, run: Run, config: SegmentConfig) -> None:
+    """Adds the job to a pipeline."""
+    build_scored(root, config, run)
+    root | FinishRun(run, figures=[figures], highlights=highlights, scores=scores)
 
 
 def show_results(run: Run) -> None:

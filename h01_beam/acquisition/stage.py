@@ -19,6 +19,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
+from h01_beam import config as config_lib
 from h01_beam import storage, tables
 from h01_beam.acquisition import checks
 from h01_beam.acquisition.checks import CheckConfig
@@ -104,6 +105,18 @@ def make_grid(acquisition: Acquisition, batch: int) -> BlockGrid:
     most = max(tables.length(tiles) for _, tiles in acquisition.by_section())
     sections = tables.length(acquisition.sections)
     return BlockGrid(BoundingBox((0, 0, 0), (sections, math.ceil(most / batch), 1)), (1, 1, 1))
+
+
+def list_inputs(acquisition: Acquisition) -> dict[str, str]:
+    """A fingerprint for each section: of its row, those of its tiles, and their files' versions."""
+    result = {}
+    with concurrent.futures.ThreadPoolExecutor(STAT_THREADS) as pool:
+        for position, (number, tiles) in enumerate(acquisition.by_section()):
+            versions = list(pool.map(_version, tiles['path']))
+            row = [str(column[position]) for column in acquisition.sections.values()]
+            rows = [column.tolist() for column in tiles.values()]
+            result[f'section {number}'] = config_lib.fingerprint([row, rows, versions])
+    return result
 
 
 def write_manifest(acquisition: Acquisition, grid: BlockGrid, batch: int, run: Run) -> None:

@@ -24,12 +24,14 @@ class AlignJob:
       checks: thresholds for tiles.
       stitch: tiles to montages.
       align: montages to the volume.
+      section_range: numbers of the first and the last section to take; None: all.
     """
 
     tiles: ImportConfig
     checks: CheckConfig = CheckConfig()
     stitch: StitchConfig = StitchConfig()
     align: AlignConfig = AlignConfig()
+    section_range: tuple[int, ...] | None = None
 
 
 def select(acquisition: Acquisition, section_range: tuple[int, ...] | None) -> Acquisition:

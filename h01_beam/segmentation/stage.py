@@ -20,7 +20,7 @@ import apache_beam as beam
 import fastremap
 import numpy as np
 
-from h01_beam import storage, tables
+from h01_beam import generations, storage, tables
 from h01_beam.agglomeration.stage import AssignSegments
 from h01_beam.blockwise import MapBlocks
 from h01_beam.evaluation.baseline import WatershedBlock
@@ -30,7 +30,7 @@ from h01_beam.geometry import BlockGrid, Border, CoreBox, Overlap, ReadBox, Trip
 from h01_beam.imaging.stage import build_downsample
 from h01_beam.models import ModelRef
 from h01_beam.plan import BlockResult, Read, Write
-from h01_beam.run import Run
+from h01_beam.run import Run, volume_state
 from h01_beam.segmentation.config import SegmentConfig, make_envelope, make_grid
 from h01_beam.segmentation.fill import FACES, Face, fill_blanks
 from h01_beam.segmentation.flood import LOCAL_BITS, FloodBlock
@@ -67,9 +67,23 @@ def build_segment(root: Any, config: SegmentConfig, run: Run) -> Segmented:
       ValueError, FileNotFoundError: an input does not fit; nothing has been written yet.
     """
     layout = _Layout.of(config, run)
-    run.write_manifest('segmentation', config, {'ffn': layout.model.sha256})
+    run.write_manifest(
+        'segmentation', config, {'ffn': layout.model.sha256}, lambda: list_inputs(config)
+    )
     flood = _flood(config, layout, run)
     return _reconcile(root, root | flood, config, layout, run, overlaps=True)
+
+
+def list_inputs(config: SegmentConfig) -> dict[str, str]:
+    """A fingerprint for each input."""
+    result = {
+        'image': volume_state(generations.resolve(config.image)),
+        'model': ModelRef.resolve(config.model).sha256,
+    }
+    for name, uri in (('mask', config.mask), ('truth', config.truth)):
+        if uri is not None:
+            result[name] = volume_state(generations.resolve(uri))
+    return result
 
 
 def build_baseline(root: Any, config: SegmentConfig, run: Run) -> Segmented:
@@ -125,8 +139,8 @@ def _evaluate(root: Any, segmented: Segmented, config: SegmentConfig, run: Run) 
     assert config.truth is not None
     evaluation = Evaluation(
         segmentation=segmented.labels,
-        truth=Volume.open(config.truth).spec,
-        image=Volume.open(config.image).spec,
+        truth=Volume.open(generations.resolve(config.truth)).spec,
+        image=Volume.open(generations.resolve(config.image)).spec,
         output=storage.join(run.path, SCORES),
         config=_evaluated_part(config),
     )
@@ -155,7 +169,7 @@ class _Layout:
 
     @classmethod
     def of(cls, config: SegmentConfig, run: Run) -> _Layout:
-        image = Volume.open(config.image).spec
+        image = Volume.open(generations.resolve(config.image)).spec
         model = ModelRef.resolve(config.model)
         run.resources.check_reachable('model', config.model)
         grid = make_grid(config, image, model.card)
@@ -237,7 +251,7 @@ def _slot_volume(labels: VolumeSpec, slots: Slots, run: Run) -> VolumeSpec:
 def _image_reads(config: SegmentConfig, layout: _Layout) -> dict[str, Read]:
     reads = {'image': Read(layout.image, ReadBox())}
     if config.mask:
-        mask = Volume.open(config.mask).spec
+        mask = Volume.open(generations.resolve(config.mask)).spec
         bounds = layout.slots.grid.bounds
         if not mask.bounds.contains(bounds):
             raise ValueError(f'mask {mask.uri!r} covers {mask.bounds}: must cover {bounds}')
