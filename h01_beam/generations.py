@@ -18,6 +18,9 @@ from typing import Any
 from h01_beam import layers, storage
 
 CURRENT, HISTORY = 'current.json', 'history'
+# Files that one in a layer above does not replace: what is beneath a layer, and the metadata of a
+# volume, without which the chunks that are still seen cannot be read.
+_NOT_HIDDEN = (layers.RECORD, 'info')
 
 
 def current(run_dir: str) -> str:
@@ -145,7 +148,7 @@ def _drop_hidden(run_dir: str, upper: str, beneath: list[str]) -> int:
     deleted = 0
     folder = layers.folder(run_dir, upper)
     for path in storage.own_files(folder):
-        if path == storage.join(folder, layers.RECORD):
+        if path.rpartition('/')[2] in _NOT_HIDDEN:
             continue
         for lower in beneath:
             deleted += storage.delete_own(layers.place(path, lower))

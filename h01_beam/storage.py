@@ -188,25 +188,24 @@ def list_times(prefix: str, suffix: str = '', timed: bool = True) -> Iterator[tu
       suffix: what their names end in.
       timed: whether times are asked for, which costs a call for each local file; else they are 0.
     """
-    *above, last = [_list(place, suffix, timed) for place in places(prefix)]
-    if not above:
-        yield from last
-        return
+    layered = places(prefix)
     # By name, and of one name the uppermost first.
-    merged = heapq.merge(
-        *(
-            ((path[len(place) :], depth, path, written) for path, written in listed)
-            for depth, (place, listed) in enumerate(
-                zip(map(_as_listed, places(prefix)), [*above, last], strict=True)
-            )
-        ),
-        key=lambda entry: entry[:2],
-    )
+    merged = heapq.merge(*(_named(depth, layer, suffix, timed) for depth, layer in
+                           enumerate(layered)))  # fmt: skip
     previous = None
     for name, depth, path, written in merged:
-        if name != previous and (depth == len(above) or not _is_tombstone(path)):
+        hidden = depth < len(layered) - 1 and _is_tombstone(path)
+        if name != previous and not hidden:
             yield _as_listed(prefix) + name, written
         previous = name
+
+
+def _named(
+    depth: int, folder: str, suffix: str, timed: bool
+) -> Iterator[tuple[str, int, str, float]]:
+    """Files of one of several layers: name below the folder, which layer, path, time."""
+    for path, written in _list(folder, suffix, timed):
+        yield path[len(_as_listed(folder)) :], depth, path, written
 
 
 def list_folders(prefix: str) -> list[str]:
