@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import app
 
-from h01_beam import storage
+from h01_beam import generations, storage
 from h01_beam.config import apply_overrides, from_dict
 from h01_beam.evaluation.config import EvaluateConfig, Evaluation
 from h01_beam.evaluation.stage import build_evaluate
@@ -40,9 +40,9 @@ def main(args: argparse.Namespace) -> int:
             folder = args.output.rpartition('/')[0] or '.'
             storage.check_writable('the folder of --output', folder)
         evaluation = Evaluation(
-            segmentation=Volume.open(args.segmentation).spec,
+            segmentation=Volume.open(generations.resolve(args.segmentation)).spec,
             truth=Volume.open(args.truth).spec,
-            image=Volume.open(args.image).spec if args.image else None,
+            image=Volume.open(generations.resolve(args.image)).spec if args.image else None,
             output=args.output,
             voxel_size_nm=args.voxel_size_nm,
             config=from_dict(EvaluateConfig, apply_overrides({}, args.set)),

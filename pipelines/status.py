@@ -15,7 +15,7 @@ import time
 
 from absl import app
 
-from h01_beam import progress, status
+from h01_beam import generations, progress, status
 from pipelines import launch
 
 
@@ -23,10 +23,12 @@ def main(args: argparse.Namespace) -> int:
     try:
         if args.beam:
             raise ValueError(f'unknown flag {args.beam[0]!r}: see --help')
+        # A generation that is being made; else the present one.
+        run_dir = generations.unfinished(args.run_dir) or generations.current(args.run_dir)
         if args.watch:
-            watch(args.run_dir, args.stage)
+            watch(run_dir, args.stage)
             return 0
-        found = status.read_status(args.run_dir, only=args.stage)
+        found = status.read_status(run_dir, only=args.stage)
         print(json.dumps(status.as_json(found), indent=1) if args.json else status.describe(found))
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)

@@ -56,7 +56,7 @@ def job_names() -> list[str]:
     return [
         name
         for name, text in sources.items()
-        if re.search(r'^ +return launch\.execute\(', text, re.M) and name not in SEQUENCES
+        if re.search(r'^ +(return|code =) launch\.execute\(', text, re.M) and name not in SEQUENCES
     ]
 
 

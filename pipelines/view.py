@@ -17,13 +17,17 @@ import threading
 from absl import app
 from absl import flags as absl_flags
 
-from h01_beam import storage
+from h01_beam import generations, storage
 from h01_beam.export import screenshot, serve, view
 
 
 def main(args: argparse.Namespace) -> int:
     try:
-        layers = view.open_layers(args.run_dir, args.volume, args.truth)
+        layers = view.open_layers(
+            args.run_dir and generations.current(args.run_dir),
+            [generations.resolve(uri) for uri in args.volume],
+            args.truth,
+        )
         with serve.serving(args.port) as server:
             state = view.serve_layers(server, layers, picture=bool(args.screenshot))
             if args.state:
