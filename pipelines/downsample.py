@@ -16,6 +16,7 @@ from typing import Any
 
 from absl import app
 
+from h01_beam import generations
 from h01_beam.config import apply_overrides, from_dict
 from h01_beam.finish import FinishRun
 from h01_beam.imaging.downsample import DownsampleConfig
@@ -28,7 +29,7 @@ from pipelines import launch
 def main(args: argparse.Namespace) -> int:
     def build(root: Any, run: Run) -> None:
         config = from_dict(DownsampleConfig, apply_overrides({}, args.set))
-        base = Volume.open(args.volume).spec
+        base = Volume.open(generations.resolve(args.volume)).spec
         run.write_manifest('downsample', {'volume': base.uri, 'downsample': config}, {})
         build_downsample(root, base, config, run)
         root | FinishRun(run)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from h01_beam import storage, tables
+from h01_beam import generations, storage, tables
 from h01_beam.export.planes import Planes, central_box, read_planes
 from h01_beam.geometry import Block, BoundingBox
 from h01_beam.ledger import Marker, StageRecord
@@ -150,9 +150,9 @@ class FinishedRun:
 
     def _locate(self, uri: str) -> str:
         """A volume of the manifest as it is named from anywhere, not only where the run began."""
-        if storage.is_remote(uri):
-            return uri
-        return os.path.join(self.manifest['directory'], uri.removeprefix('file://'))
+        if not storage.is_remote(uri):
+            uri = os.path.join(self.manifest['directory'], uri.removeprefix('file://'))
+        return generations.resolve(uri)
 
     def _sample_blocks(self, stage: str, most: int) -> Iterator[Block]:
         record = StageRecord.read(self._run.ledger(stage))
