@@ -23,6 +23,7 @@ UNITS = {
     'bend_tiles': 'tiles',
     'match_sections': 'read_voxels',
     'place_sections': 'sections',
+    'deal_affines': 'sections',
     'check_order': 'sections',
     'measure_frame': 'read_voxels',
     'flow_*': 'written_voxels',
