@@ -37,7 +37,8 @@ class AlignConfig:
         stride and largest downsampling.
       line_block: y and x pixels of the montage in which folds and tears are looked for at once;
         they read as much around as a line is long.
-      block: y and x pixels of the final image that are rendered at once.
+      block: y and x pixels of the final image that are rendered at once; whole chunks.
+      chunk: y and x pixels of a chunk of the final image.
     """
 
     coarse: CoarseConfig = CoarseConfig()
@@ -56,6 +57,7 @@ class AlignConfig:
     flow_block: tuple[int, int] = (1024, 1024)
     line_block: tuple[int, int] = (2048, 2048)
     block: tuple[int, int] = (1024, 1024)
+    chunk: tuple[int, int] = (256, 256)
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -71,7 +73,7 @@ class AlignConfig:
                 'be 1, as the mesh has its nodes at the stride of the full montage'
             )
         unit = self.flow.stride * max(level.downsample for level in self.flow.levels)
-        for name in ('rough_block', 'flow_block', 'line_block', 'block'):
+        for name in ('rough_block', 'flow_block', 'line_block', 'block', 'chunk'):
             value = getattr(self, name)
             if len(value) != 2 or min(value) < 64:
                 raise ValueError(

@@ -107,7 +107,9 @@ def build_alignment(
     nominal = _nominal_nm(acquisition, config)
     slices = Slices.of(acquisition.sections, nominal)
     factor = stitch.downsample
-    specs = _aligned_specs(acquisition, frames.pixel_nm, nominal, slices, rough, factor, run)
+    specs = _aligned_specs(
+        acquisition, frames.pixel_nm, nominal, slices, rough, factor, config.chunk, run
+    )
     cells = frames.cells
     reach = config.mesh_blocks.halo * config.flow.stride
     pitch = config.flow.stride * factor
@@ -148,6 +150,7 @@ def _aligned_specs(
     slices: Slices,
     rough: VolumeSpec,
     factor: int,
+    chunk: tuple[int, int],
     run: Run,
 ) -> dict[str, VolumeSpec]:
     """The volumes `image` and `mask`, at full size."""
@@ -158,7 +161,7 @@ def _aligned_specs(
             dtype='uint8',
             shape=(len(slices.positions), rough.shape[1] * factor, rough.shape[2] * factor),
             start=(int(acquisition.sections['section'][0]), 0, 0),
-            chunk=(1, 256, 256),
+            chunk=(1, *chunk),
             kind='image' if name == 'image' else 'segmentation',
         )
         for name in ('image', 'mask')

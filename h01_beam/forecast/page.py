@@ -306,7 +306,9 @@ def _assumptions(forecast: Forecast) -> Iterator[str]:
     yield (
         'Every block reads what it needs from storage: nothing is kept from block to block. It '
         'reads one marker for every block of earlier stages that its read box meets (the blocks of '
-        'one bundle share them, which is not counted).'
+        'one bundle share them, which is not counted). Where a section lies only its affine map '
+        'will tell: boxes that depend on it count as if it were turned by 45 degrees, which makes '
+        'them largest. Tables count by their parts, as requests, not by their bytes.'
     )
     yield (
         f'Storage serves {fleet.read_gbps:g} Gbit/s to readers, {fleet.write_gbps:g} from writers, '

@@ -83,7 +83,7 @@ def montage_spec(
         voxel_size_nm=(thickness, pixel, pixel),
         dtype='uint8',
         shape=(frames.sections, y, x),
-        chunk=(1, 256, 256),
+        chunk=(1, *config.montage_chunk),
     )
 
 
