@@ -152,6 +152,13 @@ class Rates:
             )
         return self.stages[key]
 
+    def knows(self, stage: str) -> bool:
+        """Whether `of` has an answer."""
+        try:
+            return bool(self.of(stage))
+        except ValueError:
+            return False
+
     def stored(self, dtype: str) -> Range:
         """Bytes stored per byte of a volume in memory.
 
