@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -156,20 +157,26 @@ def flow_halo(config: AlignConfig) -> int:
     return -(-config.flow.reach // unit) * unit
 
 
+@dataclasses.dataclass(frozen=True)
 class RenderAligned(StitchBlock):
-    """A block of the aligned volume from the tiles of its section, through one composed map."""
+    """A block of the aligned volume from the tiles of its section, through one composed map.
+
+    Attributes:
+      align: configuration of alignment.
+      slices: which section every z shows.
+    """
+
+    align: AlignConfig
+    slices: Slices
+
+    def depends_on(self) -> list[Any]:
+        # What depends on all sections does not count: which one a slice shows, its reads tell.
+        frames = dataclasses.replace(self.frames, sections=1)
+        config = self.config
+        return [frames, config.elastic, config.downsample, self.grey_range, self.align.flow.stride]
 
     def working_bytes(self, read_shape: Triple) -> int:
         return super().working_bytes(read_shape) + 40 * math.prod(read_shape)
-
-    def with_slices(self, align: AlignConfig, slices: Slices) -> _RenderSlice:
-        return _RenderSlice(self.frames, self.config, self.grey_range, align, slices)
-
-
-@dataclasses.dataclass(frozen=True)
-class _RenderSlice(RenderAligned):
-    align: AlignConfig
-    slices: Slices
 
     def __call__(
         self,

@@ -116,8 +116,9 @@ def build_alignment(
     reads = {'mesh': Read(mesh, NodesOfSlice(slices, pitch, mesh.bounds))}
     if damage is not None:
         reads['damage'] = Read(damage, PixelsOfSlice(slices, factor, reach, damage.bounds))
+    render = RenderAligned(frames, stitch, grey_range, config, slices)
     done = root | MapBlocks(
-        RenderAligned(frames, stitch, grey_range).with_slices(config, slices),
+        render,
         stage='render_image',
         reads=reads,
         table_reads={
@@ -128,14 +129,7 @@ def build_alignment(
         },
         writes=dict(specs),
         grid=BlockGrid(specs['image'].bounds, (1, *config.block)),
-        # What depends on all sections does not count: which one a slice shows, its reads tell.
-        config=[
-            dataclasses.replace(frames, sections=1),
-            stitch.elastic,
-            factor,
-            grey_range,
-            config.flow.stride,
-        ],
+        config=render.depends_on(),
         run=run,
         after=[meshes],
     )
