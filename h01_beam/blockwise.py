@@ -50,13 +50,13 @@ class MapBlocks(beam.PTransform):
 
     Args:
       function: called as `function(**arrays)` with one zyx array per read (None where the
-        region has no box there; a `Volume` if it is lazy), one mapping of columns per table
-        read, and `block` if it asks for it. Returns a `BlockResult`, or one array when there is
-        one write.
+        region has no box there), one mapping of columns per table read, and `block` if it asks
+        for it. Returns a `BlockResult`, or one array when there is one write.
       stage: name of the stage, its ledger and its line in the report.
       grid: the blocks.
       run: the run.
-      reads, writes: volumes by name; a bare spec means the read box and the core.
+      reads, writes: volumes by name; a bare spec means the read box and the core. A read `by` a
+        table has a box that its rows tell; the block depends on that box alone.
       table_reads: tables, and a region each: the function gets the rows of all blocks whose cores
         the region touches. `CoreBox()` names the block's own rows; a bare region is one of the
         stage's own grid.

@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,40 +24,67 @@ from h01_beam.volume import Volume, VolumeSpec
 PROCESS_BYTES = 400 * 2**20
 
 
+class RowRegion(Protocol):
+    """A region that only rows tell: which box of a volume or table belongs to a block.
+
+    Plans know no rows. They ask how large a box may get, and count memory, bytes and requests by
+    that; so they never promise less than a run will take.
+    """
+
+    def __call__(self, block: Block, rows: Columns, /) -> BoundingBox | None:
+        """The box, from rows of the table that `by` names."""
+
+    def largest(self, block: Block) -> BoundingBox | None:
+        """A box as large as rows may make it, in the bounds of what is read, lying anywhere."""
+
+
+class _Boxes:
+    """Which box a read has for a block, whether rows tell or not."""
+
+    region: Any
+    by: str | None
+
+    def box(self, block: Block, rows: Mapping[str, Columns]) -> BoundingBox | None:
+        """The box that belongs to a block, given rows of the tables that others are read by."""
+        box: BoundingBox | None
+        box = self.region(block) if self.by is None else self.region(block, rows[self.by])
+        return box
+
+    def planned_box(self, block: Block) -> BoundingBox | None:
+        """The box before there are rows; see `RowRegion`."""
+        box: BoundingBox | None
+        box = self.region(block) if self.by is None else self.region.largest(block)
+        return box
+
+
 @dataclasses.dataclass(frozen=True)
-class Read:
+class Read(_Boxes):
     """A volume that a stage reads, and which box of it belongs to a block.
 
     Attributes:
       spec: the volume.
       region: the box.
-      lazy: the function gets the open `Volume` in place of an array, and reads boxes within the
-        region itself, where only it can tell which; its `working_bytes` accounts for them.
+      by: name of a table read of the stage, if only its rows tell which box it is.
     """
 
     spec: VolumeSpec
-    region: Region = ReadBox()
-    lazy: bool = False
+    region: Region | RowRegion = ReadBox()
+    by: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class TableRead:
+class TableRead(_Boxes):
     """A table that a stage reads: the rows of all blocks whose cores a box touches.
 
     Attributes:
       region: which box belongs to a block of the stage.
       grid: the blocks by which the rows were written; None for those of the stage itself.
-      by: name of another table read of the stage: the region is then called with its rows too, as
-        only they tell which box it is.
+      by: name of another table read of the stage, if only its rows tell which box it is.
     """
 
-    region: Callable[..., BoundingBox | None]
+    region: Region | RowRegion
     grid: BlockGrid | None = None
     by: str | None = None
-
-    def box(self, block: Block, rows: Mapping[str, Columns]) -> BoundingBox | None:
-        """The box that belongs to a block, given rows of the tables that others are read by."""
-        return self.region(block, rows[self.by]) if self.by else self.region(block)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +101,10 @@ class Write:
     spec: VolumeSpec
     region: Region = CoreBox()
     grid: BlockGrid | None = None
+
+    def planned_box(self, block: Block) -> BoundingBox | None:
+        """The box of a block; no rows are needed for it."""
+        return self.region(block)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +144,7 @@ def plan_stage(
         the message says what to change.
     """
     items: dict[str, Read | Write] = {**reads, **writes}
+    _check_by(stage, reads, table_reads or {})
     for name, item in items.items():
         run.resources.check_reachable(f'stage {stage}: {name!r}', item.spec.path)
     _check_halo(stage, grid)
@@ -149,6 +181,17 @@ def plan_stage(
     )
 
 
+def _check_by(stage: str, reads: Mapping[str, Read], table_reads: Mapping[str, TableRead]) -> None:
+    named: dict[str, Read | TableRead] = {**reads, **table_reads}
+    known = [name for name, read in table_reads.items() if read.by is None]
+    for name, read in named.items():
+        if read.by is not None and read.by not in known:
+            raise ValueError(
+                f'stage {stage}: {name!r} is read by {read.by!r}: must be a table read of the '
+                f'stage that is not read by another itself: {", ".join(known) or "there is none"}'
+            )
+
+
 def _check_halo(stage: str, grid: BlockGrid) -> None:
     for axis, name in enumerate('zyx'):
         if grid.shape[axis] > 1 and grid.halo[axis] > grid.block_shape[axis]:
@@ -162,7 +205,7 @@ def _check_halo(stage: str, grid: BlockGrid) -> None:
 def _check_bounds(stage: str, grid: BlockGrid, items: Mapping[str, Read | Write]) -> None:
     for name, item in items.items():
         for block in (grid.block(0), grid.block(len(grid) - 1)):
-            box = item.region(block)
+            box = item.planned_box(block)
             if box and not item.spec.bounds.contains(box):
                 raise ValueError(
                     f'stage {stage}: block {block.index} needs {box} of {name!r}, but '
@@ -192,14 +235,10 @@ def _volume_traffic(name: str, item: Read | Write, grid: BlockGrid, run: Run) ->
     source = written[-1].grid if written and not writes else None
 
     def counts(block: Block) -> tuple[int, int, int]:
-        box = item.region(block)
+        box = item.planned_box(block)
         if box is None:
             return 0, 0, 0
         markers = _cells(box, source.bounds.start, source.block_shape) if source else 0
-        if isinstance(item, Read) and item.lazy:
-            # It says what may be read; what is read is about as much as the block covers.
-            some = BoundingBox(box.start, block.core.shape).pad((0, 0, 0), spec.chunk)
-            box = some.intersection(box) or box
         return box.size, _requests(spec, box, writes), markers
 
     voxels, objects, markers = _over_blocks(grid, counts)
@@ -212,9 +251,7 @@ def _table_traffic(name: str, read: TableRead, grid: BlockGrid) -> Traffic:
     source = read.grid or grid
 
     def parts(block: Block) -> tuple[int]:
-        if read.by:
-            return (1,)  # Only rows will tell how many: one at least.
-        box = read.region(block)
+        box = read.planned_box(block)
         inside = box.intersection(source.bounds) if box else None
         return (_cells(inside, source.bounds.start, source.block_shape) if inside else 0,)
 
@@ -296,9 +333,7 @@ def _projected_memory(
     per_block = 0
     items: list[Read | Write] = [*reads.values(), *writes.values()]
     for item in items:
-        if isinstance(item, Read) and item.lazy:
-            continue
-        boxes = [item.region(block) for block in (first, middle)]
+        boxes = [item.planned_box(block) for block in (first, middle)]
         per_block += max((b.size for b in boxes if b), default=0) * item.spec.voxel_bytes()
     if hasattr(function, 'working_bytes'):
         per_block += function.working_bytes(grid.largest_read)

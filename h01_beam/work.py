@@ -38,6 +38,19 @@ class BlockError(RuntimeError):
     """A block failed; the message names the stage and the block."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """What a block reads.
+
+    Attributes:
+      parts: of tables, as they are stored.
+      boxes: of volumes.
+    """
+
+    parts: Mapping[str, list[bytes]]
+    boxes: Mapping[str, BoundingBox | None]
+
+
 class ProcessBlocks(beam.DoFn):
     """Runs the blocks of a bundle, `concurrency` at a time."""
 
@@ -133,9 +146,9 @@ class ProcessBlocks(beam.DoFn):
         for attempt in range(1, self._policy.attempts + 1):
             try:
                 started = time.time()
-                parts = self._read_tables(block)
-                key = self._key(block, linear, parts)
-                return self._finish_block(block, linear, key, parts, started, attempt)
+                inputs = self._find_inputs(block)
+                key = self._key(block, linear, inputs)
+                return self._finish_block(block, linear, key, inputs, started, attempt)
             except UpstreamError as error:
                 return self._leave_out(block, linear, None, self._describe(block, error))
             except Exception as error:
@@ -151,7 +164,7 @@ class ProcessBlocks(beam.DoFn):
         block: Block,
         linear: int,
         key: str,
-        parts: Mapping[str, list[bytes]],
+        inputs: _Inputs,
         started: float,
         attempt: int,
     ) -> dict[str, Any]:
@@ -165,7 +178,7 @@ class ProcessBlocks(beam.DoFn):
                 return self._leave_out(block, linear, note)
             if marker is not None:
                 self._ledger.void(block.index)
-            marker = self._run_block(block, key, parts, attempt)
+            marker = self._run_block(block, key, inputs, attempt)
             if note:
                 quarantine.lift(self._ledger, block.index)
             with self._lock:
@@ -220,31 +233,31 @@ class ProcessBlocks(beam.DoFn):
             f'{type(error).__name__}: {message}{"; " * bool(hint)}{hint}'
         )
 
-    def _key(self, block: Block, linear: int, parts: Mapping[str, list[bytes]]) -> str:
-        upstream = {}
-        for name, read in self._reads.items():
-            box = read.region(block)
-            # The box too: another part of the same upstream blocks is another input.
-            upstream[name] = [box, self._upstream[name].digests(box)] if box else []
+    def _key(self, block: Block, linear: int, inputs: _Inputs) -> str:
+        # The box too: another part of the same upstream blocks is another input.
+        upstream = {
+            name: [box, self._upstream[name].digests(box)] if box else []
+            for name, box in inputs.boxes.items()
+        }
         digests = {
             name: [hashlib.sha256(part).hexdigest() for part in several]
-            for name, several in parts.items()
+            for name, several in inputs.parts.items()
         }
         # Where and how a volume is stored does not change what is in it: not part of the key.
         return config_lib.fingerprint(
             [self.config_hash, self._generation, linear, block, upstream, digests]
         )
 
-    def _read_tables(self, block: Block) -> dict[str, list[bytes]]:
-        """Parts of all tables, those first by which others are read."""
+    def _find_inputs(self, block: Block) -> _Inputs:
+        """Parts of all tables, those first by which others are read; then boxes of volumes."""
         parts: dict[str, list[bytes]] = {}
-        needed = {read.by for read in self._table_reads.values() if read.by}
+        needed = {r.by for r in (*self._table_reads.values(), *self._reads.values()) if r.by}
         rows: dict[str, tables.Columns] = {}
         for name, read in sorted(self._table_reads.items(), key=lambda item: bool(item[1].by)):
             parts[name] = self._read_parts(name, read, read.box(block, rows))
             if name in needed:
                 rows[name] = tables.from_parquets(parts[name])
-        return parts
+        return _Inputs(parts, {name: read.box(block, rows) for name, read in self._reads.items()})
 
     def _read_parts(self, name: str, read: TableRead, box: BoundingBox | None) -> list[bytes]:
         blocks = (read.grid or self._grid).touching(box) if box else ()
@@ -258,16 +271,13 @@ class ProcessBlocks(beam.DoFn):
                 'the stage that writes it again, it will fill the gap'
             ) from error
 
-    def _run_block(
-        self, block: Block, key: str, parts: Mapping[str, list[bytes]], attempt: int
-    ) -> Marker:
+    def _run_block(self, block: Block, key: str, inputs: _Inputs, attempt: int) -> Marker:
         started = time.perf_counter()
-        arguments: dict[str, Any] = {}
-        for name, read in self._reads.items():
-            box = read.region(block)
-            source = self._sources[name]
-            arguments[name] = None if box is None else source if read.lazy else source.read(box)
-        arguments |= {name: tables.from_parquets(several) for name, several in parts.items()}
+        arguments: dict[str, Any] = {
+            name: None if box is None else self._sources[name].read(box)
+            for name, box in inputs.boxes.items()
+        }
+        arguments |= {n: tables.from_parquets(several) for n, several in inputs.parts.items()}
         if self._wants_block:
             arguments['block'] = block
         result = self._check_result(self._function(**arguments), block)

@@ -1,6 +1,6 @@
 r"""Prepares, checks and submits a job to Dataflow: its Flex Template, or the graph built here.
 
-What would it take? Plan, workers, quota:
+What would it take? Plan, workers, quota, hours and money:
     python -m pipelines.submit segment --config run.yaml --run_dir gs://B/run \
         --resources deploy/workers/tpu_v5e.yaml --project P --region R \
         --temp_location gs://B/tmp --dry_run
@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -31,12 +33,21 @@ from apache_beam.options.pipeline_options import (
 
 from h01_beam import config as config_lib
 from h01_beam import storage
+from h01_beam.alignment.job import AlignJob
 from h01_beam.cloud import flex
 from h01_beam.cloud.dataflow import Service
 from h01_beam.cloud.errors import explain
 from h01_beam.cloud.fleet import Fleet
+from h01_beam.forecast import page, prices, rates
+from h01_beam.forecast.dataset import PlanConfig
+from h01_beam.forecast.job import foresee
 from h01_beam.run import Run
+from h01_beam.segmentation.config import SegmentConfig
 from pipelines import launch, templates
+
+ROOT = Path(__file__).resolve().parent.parent
+# By job: the configuration that tells the forecast more than the plan does.
+CONFIGS: dict[str, type[Any]] = {'segment': SegmentConfig, 'align': AlignJob}
 
 
 def main(args: argparse.Namespace) -> int:
@@ -50,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         return fail(error)
     args.job_args.dry_run = True
-    args.job_args.describe = lambda run: describe(run, fleet, cloud.region)
+    args.job_args.describe = lambda run: describe(run, fleet, cloud.region, args)
     failed = job.main(args.job_args)
     if failed or args.dry_run:
         return int(failed)
@@ -91,9 +102,32 @@ def make_fleet(job_args: argparse.Namespace, options: PipelineOptions) -> Fleet:
     return Fleet.of(launch.load_hardware(job_args), **given)
 
 
-def describe(run: Run, fleet: Fleet, region: str) -> str:
-    """The plan, the fleet and its quota; hours and money are the business of `pipelines.plan`."""
-    return '\n'.join([launch.describe_plan(run), fleet.describe(region)])
+def describe(run: Run, fleet: Fleet, region: str, args: argparse.Namespace) -> str:
+    """The plan, the fleet and its quota, and what that would cost."""
+    return '\n'.join(
+        [launch.describe_plan(run), fleet.describe(region), describe_cost(run, fleet, args)]
+    )
+
+
+def describe_cost(run: Run, fleet: Fleet, args: argparse.Namespace) -> str:
+    """Hours and money by stage; or why nobody knows them.
+
+    Raises:
+      ValueError, FileNotFoundError: the file --plan, or one that it names, is not as it should be.
+    """
+    plan = config_lib.from_dict(PlanConfig, config_lib.load(args.plan))
+    # As the files that ship name each other, from wherever this is called.
+    speed = rates.load(os.path.join(ROOT, plan.rates))
+    price = prices.load(os.path.join(ROOT, plan.prices))
+    config: Any = None
+    if args.job in CONFIGS:
+        config = config_lib.from_dict(CONFIGS[args.job], launch.load_config(args.job_args))
+    pool = launch.load_hardware(args.job_args).workers.fitting == 'pool'
+    try:
+        found = foresee(args.job, config, run, fleet, pool, plan.fleet, speed, price)
+    except ValueError as error:
+        return f'cost: not known: {error}'
+    return page.describe_cost(found.forecast, found.unknown)
 
 
 def launch_template(args: argparse.Namespace, options: PipelineOptions) -> int:
@@ -161,8 +195,16 @@ def flags() -> argparse.ArgumentParser:
     )
     result.add_argument('job', help=f'one of {", ".join(templates.job_names())}')
     result.add_argument('--template', metavar='gs://.../JOB.json', help='Flex Template to launch')
+    result.add_argument(
+        '--plan',
+        metavar='FILE.yaml',
+        default=str(ROOT / 'pipelines/configs/plan/h01.yaml'),
+        help='names rates and prices, and says what storage serves (see pipelines.plan)',
+    )
     result.add_argument('--wait', action='store_true', help='follow a launched template to its end')
-    result.add_argument('--dry_run', action='store_true', help='plan and quota; submit nothing')
+    result.add_argument(
+        '--dry_run', action='store_true', help='plan, quota and cost; submit nothing'
+    )
     return result
 
 

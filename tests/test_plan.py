@@ -6,7 +6,7 @@ import pytest
 
 from h01_beam.geometry import BlockGrid, CoreBox
 from h01_beam.ledger import Provenance, StageRecord
-from h01_beam.plan import PROCESS_BYTES, Read, Write, plan_stage
+from h01_beam.plan import PROCESS_BYTES, Read, TableRead, Write, plan_stage
 from h01_beam.run import Resources, Run
 from h01_beam.volume import Volume, VolumeSpec
 from tests.arrays import box
@@ -179,3 +179,33 @@ def test_remote_workers_need_everything_in_a_bucket(run):
         make_plan(remote)
     with pytest.raises(ValueError, match="run_dir is '/run': must be in a bucket"):
         Run('/run', remote.resources, dry_run=True)
+
+
+class ByRows:
+    """A region that a table tells; a plan takes it for a quarter of the core, if not told."""
+
+    def __call__(self, block, rows):
+        return block.core
+
+    def largest(self, block):
+        z, y, x = block.core.shape
+        return box(block.core.start, (z, y // 2, x // 2))
+
+
+def test_boxes_that_only_rows_tell_are_planned_as_large_as_they_get(run):
+    rows = {'rows': TableRead(CoreBox())}
+
+    def planned(by, tables):
+        reads = {'image': Read(IMAGE, ByRows(), by=by)}
+        return plan_stage(None, 'stage', GRID, reads, {}, 3, run, 'c', table_reads=tables)
+
+    plan = planned('rows', rows)
+    quarter = 32 * 64 * 128 // 4
+    assert plan.read_bytes == 8 * quarter
+    assert plan.memory_bytes == PROCESS_BYTES + 3 * quarter
+    with pytest.raises(
+        ValueError, match="'image' is read by 'other': must be a table read .* rows"
+    ):
+        planned('other', rows)
+    with pytest.raises(ValueError, match="'image' is read by 'b': must be .* itself: rows"):
+        planned('b', {**rows, 'b': TableRead(ByRows(), GRID, by='rows')})

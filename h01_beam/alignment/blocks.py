@@ -14,13 +14,15 @@ from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.flow import estimate_flow
 from h01_beam.alignment.frames import (
     RENDER_STRIDE,
+    PixelsOfRough,
     Slices,
     ToFrame,
     affine_of,
+    rough_map,
     state_of,
 )
 from h01_beam.alignment.lines import LineConfig, find_lines
-from h01_beam.alignment.maps import CoordinateMap, compose, from_affine, invert_affine, warp
+from h01_beam.alignment.maps import CoordinateMap, compose, warp
 from h01_beam.geometry import Block, BoundingBox, Triple
 from h01_beam.plan import BlockResult
 from h01_beam.stitching.blocks import StitchBlock, placed_maps
@@ -37,37 +39,37 @@ class RenderRough:
 
     Attributes:
       factor: pixels of the montage to one of the thumbnail.
+      shown: the box of the montage that it reads.
+      bands: whether folds and tears are put there too.
     """
 
     factor: int
+    shown: PixelsOfRough
+    bands: bool
 
     def working_bytes(self, read_shape: Triple) -> int:
         # What is read is turned: up to twice the block.
         return 24 * math.prod(read_shape)
 
     def __call__(
-        self, montage: Any, tissue: Bytes, affines: Columns, block: Block, lines: Any = None
+        self,
+        montage: Bytes | None,
+        tissue: Bytes | None,
+        affines: Columns,
+        block: Block,
+        lines: Bytes | None = None,
     ) -> BlockResult:
-        blank = np.zeros(block.core.shape, np.uint8)
-        nothing = BlockResult(
-            arrays={'rough': blank} if lines is None else {'rough': blank, 'bands': blank}
-        )
-        position = block.core.start[0]
-        if state_of(affines, position) != 'placed':
-            return nothing
-        back = invert_affine(affine_of(affines, position))
-        start, shape = block.core.start[1:], block.core.shape[1:]
-        nodes = tuple(-(-n // RENDER_STRIDE) + 1 for n in shape)
-        grid = from_affine(back, (start[0], start[1]), RENDER_STRIDE, (nodes[0], nodes[1]))
-        part = _box_of(grid.places(), position, montage.bounds)
-        if part is None:
-            return nothing
-        image = montage.read(part)[0]
-        image = np.where(_enlarged(tissue[0], self.factor, part), image, 0).astype(np.uint8)
-        band = None if lines is None else lines.read(part)[0]
+        part = self.shown(block, affines)
+        if montage is None or tissue is None or part is None:
+            names = ('rough', 'bands') if self.bands else ('rough',)
+            return BlockResult(arrays=dict.fromkeys(names, np.zeros(block.core.shape, np.uint8)))
+        image = np.where(_enlarged(tissue[0], self.factor, part), montage[0], 0).astype(np.uint8)
+        band = None if lines is None else lines[0]
         if band is not None:
             # Flow must not hold on to what is not tissue.
             image = np.where(band > 0, 0, image).astype(np.uint8)
+        shape = block.core.shape[1:]
+        grid = rough_map(affine_of(affines, block.core.start[0]), block.core)
         moved = grid.vectors - np.array(part.start[1:], np.float32).reshape(2, 1, 1)
         grid = CoordinateMap(moved.astype(np.float32), grid.start, grid.stride)
         whole = cv2.erode((image > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
@@ -107,25 +109,10 @@ class FindLines:
 
 
 def _enlarged(mask: Bytes, factor: int, box: BoundingBox) -> npt.NDArray[np.bool_]:
-    """A mask of the thumbnail over a box of the montage."""
-    y, x = (
-        np.minimum(np.arange(s, e) // factor, n - 1)
-        for s, e, n in zip(box.start[1:], box.end[1:], mask.shape, strict=True)
-    )
+    """A mask of the pixels of the thumbnail that a box of the montage meets, over that box."""
+    y, x = (np.arange(s, e) // factor - s // factor for s, e in zip(box.start[1:], box.end[1:],
+                                                                    strict=True))  # fmt: skip
     return mask[np.ix_(y, x)] > 0
-
-
-def _box_of(places: Reals, z: int, bounds: BoundingBox) -> BoundingBox | None:
-    """The pixels around (2, h, w) places, within bounds."""
-    known = places.reshape(2, -1)
-    known = known[:, np.isfinite(known).all(axis=0)]
-    if not known.shape[1]:
-        return None
-    low = np.floor(known.min(axis=1)).astype(int) - 2
-    high = np.ceil(known.max(axis=1)).astype(int) + 3
-    return BoundingBox.from_bounds(
-        (z, int(low[0]), int(low[1])), (z + 1, int(high[0]), int(high[1]))
-    ).intersection(bounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,20 +157,26 @@ def flow_halo(config: AlignConfig) -> int:
     return -(-config.flow.reach // unit) * unit
 
 
+@dataclasses.dataclass(frozen=True)
 class RenderAligned(StitchBlock):
-    """A block of the aligned volume from the tiles of its section, through one composed map."""
+    """A block of the aligned volume from the tiles of its section, through one composed map.
+
+    Attributes:
+      align: configuration of alignment.
+      slices: which section every z shows.
+    """
+
+    align: AlignConfig
+    slices: Slices
+
+    def depends_on(self) -> list[Any]:
+        # What depends on all sections does not count: which one a slice shows, its reads tell.
+        frames = dataclasses.replace(self.frames, sections=1)
+        config = self.config
+        return [frames, config.elastic, config.downsample, self.grey_range, self.align.flow.stride]
 
     def working_bytes(self, read_shape: Triple) -> int:
         return super().working_bytes(read_shape) + 40 * math.prod(read_shape)
-
-    def with_slices(self, align: AlignConfig, slices: Slices) -> _RenderSlice:
-        return _RenderSlice(self.frames, self.config, self.grey_range, align, slices)
-
-
-@dataclasses.dataclass(frozen=True)
-class _RenderSlice(RenderAligned):
-    align: AlignConfig
-    slices: Slices
 
     def __call__(
         self,

@@ -32,11 +32,13 @@ class AlignConfig:
       thumbnail: longest side of a thumbnail at most; levels of the pyramid halve the montage.
       neighbours: sections before each that flow is estimated to.
       margin: pixels around the montage's frame that aligned sections may reach.
+      rough_block: y and x pixels of the roughly aligned sections that are rendered at once.
       flow_block: y and x pixels of which flow is estimated at once; multiples of the flow's
         stride and largest downsampling.
       line_block: y and x pixels of the montage in which folds and tears are looked for at once;
         they read as much around as a line is long.
-      block: y and x pixels of the final image that are rendered at once.
+      block: y and x pixels of the final image that are rendered at once; whole chunks.
+      chunk: y and x pixels of a chunk of the final image.
     """
 
     coarse: CoarseConfig = CoarseConfig()
@@ -51,9 +53,11 @@ class AlignConfig:
     thumbnail: int = 1024
     neighbours: int = 2
     margin: int = 64
+    rough_block: tuple[int, int] = (1024, 1024)
     flow_block: tuple[int, int] = (1024, 1024)
     line_block: tuple[int, int] = (2048, 2048)
     block: tuple[int, int] = (1024, 1024)
+    chunk: tuple[int, int] = (256, 256)
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -69,7 +73,7 @@ class AlignConfig:
                 'be 1, as the mesh has its nodes at the stride of the full montage'
             )
         unit = self.flow.stride * max(level.downsample for level in self.flow.levels)
-        for name in ('flow_block', 'line_block', 'block'):
+        for name in ('rough_block', 'flow_block', 'line_block', 'block', 'chunk'):
             value = getattr(self, name)
             if len(value) != 2 or min(value) < 64:
                 raise ValueError(

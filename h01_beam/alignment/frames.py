@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.alignment.maps import CoordinateMap, grid_points, invert_affine
+from h01_beam.alignment.maps import CoordinateMap, from_affine, grid_points, invert_affine
 from h01_beam.geometry import Block, BoundingBox
 from h01_beam.stitching.frames import Frames
 from h01_beam.tables import Columns, Schema
@@ -77,6 +77,14 @@ def reduce_affine(affine: Reals, factor: float, margin: float = 0.0) -> Reals:
     linear = affine[:, :2]
     shift = (affine[:, 2] - half + linear @ half - margin) / factor
     return np.concatenate([linear, shift[:, None]], axis=1)
+
+
+def rough_map(affine: Reals, core: BoundingBox) -> CoordinateMap:
+    """Where in the montage a block of the roughly aligned section is found."""
+    start, shape = core.start[1:], core.shape[1:]
+    nodes = tuple(-(-n // RENDER_STRIDE) + 1 for n in shape)
+    back = invert_affine(affine)
+    return from_affine(back, (start[0], start[1]), RENDER_STRIDE, (nodes[0], nodes[1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,13 +200,67 @@ class CellsOfSlice:
         position = self.slices.positions[block.index[0]]
         if position < 0 or state_of(affines, position) != 'placed':
             return None
-        start, end = np.array(block.core.start[1:]), np.array(block.core.end[1:])
-        low = (start - RENDER_STRIDE) / self.downsample - self.reach
-        high = (end + RENDER_STRIDE) / self.downsample + self.reach
+        low, high = self._rough(block)
         back = invert_affine(affine_of(affines, position))
         corners = np.array([[y, x, 1.0] for y in (low[0], high[0]) for x in (low[1], high[1])])
         places = corners @ back.T * self.downsample + (self.downsample - 1) / 2
         return self.frames.cells_below(position, places.min(axis=0), places.max(axis=0))
+
+    def largest(self, block: Block) -> BoundingBox | None:
+        """Of a section that is turned by 45 degrees: see `RowRegion`."""
+        position = self.slices.positions[block.index[0]]
+        if position < 0:
+            return None
+        low, high = self._rough(block)
+        extent = np.full(2, (high - low).sum() / math.sqrt(2)) * self.downsample
+        last = np.maximum(extent, self.frames.shape) - extent / 2
+        middle = np.clip((low + high) / 2 * self.downsample, extent / 2, last)
+        cells = self.frames.cells_below(position, middle - extent / 2, middle + extent / 2)
+        return cells.intersection(self.frames.cells.bounds)
+
+    def _rough(self, block: Block) -> tuple[Reals, Reals]:
+        """Corners of what the block may show of the roughly aligned section."""
+        start, end = np.array(block.core.start[1:]), np.array(block.core.end[1:])
+        low = (start - RENDER_STRIDE) / self.downsample - self.reach
+        return low, (end + RENDER_STRIDE) / self.downsample + self.reach
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelsOfRough:
+    """The pixels that a block of the roughly aligned section shows; read by the table of affines.
+
+    Attributes:
+      bounds: of the montage.
+      factor: pixels of the montage to one of what is read: its thumbnail, or itself.
+    """
+
+    bounds: BoundingBox
+    factor: int = 1
+
+    def __call__(self, block: Block, affines: Columns) -> BoundingBox | None:
+        position = block.core.start[0]
+        if state_of(affines, position) != 'placed':
+            return None
+        places = rough_map(affine_of(affines, position), block.core).places().reshape(2, -1)
+        # What is sampled at a place lies up to two pixels away.
+        low = np.floor(places.min(axis=1)).astype(int) - 2
+        high = np.ceil(places.max(axis=1)).astype(int) + 3
+        box = BoundingBox.from_bounds((position, *low.tolist()), (position + 1, *high.tolist()))
+        inside = box.intersection(self.bounds)
+        return inside.scale_down((1, self.factor, self.factor)) if inside else None
+
+    def largest(self, block: Block) -> BoundingBox:
+        """Of a section that is turned by 45 degrees: see `RowRegion`."""
+        # The nodes of the map reach up to a stride beyond the block.
+        side = math.ceil((sum(block.core.shape[1:]) + 2 * RENDER_STRIDE) / math.sqrt(2)) + 6
+        low, high = [block.core.start[0]], [block.core.end[0]]
+        for axis in (1, 2):
+            size = min(side, self.bounds.shape[axis])
+            start = (block.core.start[axis] + block.core.end[axis] - size) // 2
+            start = min(max(start, self.bounds.start[axis]), self.bounds.end[axis] - size)
+            low, high = [*low, start], [*high, start + size]
+        box = BoundingBox.from_bounds((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+        return box.scale_down((1, self.factor, self.factor))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -163,7 +163,13 @@ class PlaceSections:
             f'sections_{state}': float((states == state).sum())
             for state in ('placed', 'loose', 'unmatched')
         }
-        return BlockResult(rows={'affines': rows}, metrics=metrics)
+        return BlockResult(rows={'placement': rows}, metrics=metrics)
+
+
+def deal_affines(placement: Columns, block: Block) -> BlockResult:
+    """The row of one section: what shows it depends on no other, and reads no more."""
+    own = placement['section'] == block.index[0]
+    return BlockResult(rows={'affines': {name: column[own] for name, column in placement.items()}})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 find_lines        blocks    montage -> the volume `lines`: folds and tears
 match_sections    pairs     thumbnails -> matches
-place_sections    graph     matches of all pairs -> affines, one of each section (numbers only); or,
-                            in causal runs, of one section after the other
+place_sections    graph     matches of all pairs -> placement of all sections (numbers only); or,
+                            in causal runs, affines of one section after the other
+deal_affines      sections  placement -> affines, of each section by itself
 check_order       graph     matches of all pairs -> sections out of order (numbers only)
 measure_frame     sections  tissue through its affine -> how much lies beyond the aligned frame
 render_rough      blocks    montage and lines through its affine -> `rough`, `bands`
@@ -33,6 +34,7 @@ from h01_beam.alignment.frames import (
     OfSection,
     OfSlice,
     PairedSection,
+    PixelsOfRough,
     PixelsOfSlice,
     SectionsBefore,
     Slices,
@@ -48,9 +50,10 @@ from h01_beam.alignment.placing import (
     MeasureFrame,
     PlaceNext,
     PlaceSections,
+    deal_affines,
 )
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, Region, Triple
+from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, Triple
 from h01_beam.imaging.downsample import DownsampleConfig, pyramid_specs
 from h01_beam.imaging.stage import build_downsample
 from h01_beam.plan import Read, TableRead
@@ -95,7 +98,7 @@ def build_alignment(
     montage = montage_spec(acquisition, frames, stitch, run)
     lines, lined = _find_lines(root, montage, config, run, after)
     tissue, levels, affines = _place(root, montage, config, run, after)
-    rough, bands, roughs = _render_rough(
+    rough, bands, roughs = build_rough(
         root, montage, tissue, lines, 2**levels, config, run, [affines, *lined]
     )
     mesh, damage, meshes = build_elastic(
@@ -104,33 +107,29 @@ def build_alignment(
     nominal = _nominal_nm(acquisition, config)
     slices = Slices.of(acquisition.sections, nominal)
     factor = stitch.downsample
-    specs = _aligned_specs(acquisition, frames.pixel_nm, nominal, slices, rough, factor, run)
+    specs = _aligned_specs(
+        acquisition, frames.pixel_nm, nominal, slices, rough, factor, config.chunk, run
+    )
     cells = frames.cells
     reach = config.mesh_blocks.halo * config.flow.stride
     pitch = config.flow.stride * factor
     reads = {'mesh': Read(mesh, NodesOfSlice(slices, pitch, mesh.bounds))}
     if damage is not None:
         reads['damage'] = Read(damage, PixelsOfSlice(slices, factor, reach, damage.bounds))
+    render = RenderAligned(frames, stitch, grey_range, config, slices)
     done = root | MapBlocks(
-        RenderAligned(frames, stitch, grey_range).with_slices(config, slices),
+        render,
         stage='render_image',
         reads=reads,
         table_reads={
             'tiles': TableRead(OfSlice(slices), cells),
             'nodes': TableRead(CellsOfSlice(slices, frames, factor, reach), cells, by='affines'),
             'gains': TableRead(OfSlice(slices), cells),
-            'affines': _affines(config, rough.shape[0], OfSlice(slices)),
+            'affines': TableRead(OfSlice(slices), _by_section(rough.shape[0])),
         },
         writes=dict(specs),
         grid=BlockGrid(specs['image'].bounds, (1, *config.block)),
-        # What depends on all sections does not count: which one a slice shows, its reads tell.
-        config=[
-            dataclasses.replace(frames, sections=1),
-            stitch.elastic,
-            factor,
-            grey_range,
-            config.flow.stride,
-        ],
+        config=render.depends_on(),
         run=run,
         after=[meshes],
     )
@@ -145,6 +144,7 @@ def _aligned_specs(
     slices: Slices,
     rough: VolumeSpec,
     factor: int,
+    chunk: tuple[int, int],
     run: Run,
 ) -> dict[str, VolumeSpec]:
     """The volumes `image` and `mask`, at full size."""
@@ -155,7 +155,7 @@ def _aligned_specs(
             dtype='uint8',
             shape=(len(slices.positions), rough.shape[1] * factor, rough.shape[2] * factor),
             start=(int(acquisition.sections['section'][0]), 0, 0),
-            chunk=(1, 256, 256),
+            chunk=(1, *chunk),
             kind='image' if name == 'image' else 'segmentation',
         )
         for name in ('image', 'mask')
@@ -166,14 +166,6 @@ def _nominal_nm(acquisition: Acquisition, config: AlignConfig) -> float:
     """Thickness of one z of the result; of causal runs it must not change with later sections."""
     thickness = acquisition.sections['thickness_nm']
     return float(thickness[0] if config.causal else np.median(thickness))
-
-
-def _affines(config: AlignConfig, sections: int, own: Region) -> TableRead:
-    """The table `affines`: by sections in causal runs, else as one part."""
-    if config.causal:
-        return TableRead(own, _by_section(sections))
-    one = BoundingBox((0, 0, 0), (1, 1, 1))
-    return TableRead(Everything(one), BlockGrid(one, (1, 1, 1)))
 
 
 def _by_section(sections: int) -> BlockGrid:
@@ -265,6 +257,7 @@ def _place(
         run=run,
         after=[found],
     )
+    sections = _by_section(montage.shape[0])
     placed = _place_by_matches(root, montage, tissue, 2**levels, pairs, config, run, [matches])
     root | MapBlocks(
         CheckOrder(config, montage.shape[0]),
@@ -281,9 +274,9 @@ def _place(
         MeasureFrame(2**levels, config.margin, frame),
         stage='measure_frame',
         reads={'tissue': Read(tissue, OfSection(tissue.shape[1:]))},
-        table_reads={'affines': _affines(config, montage.shape[0], OfSection())},
+        table_reads={'affines': TableRead(OfSection(), sections)},
         table_writes={'frame': FRAME},
-        grid=_by_section(montage.shape[0]),
+        grid=sections,
         config=[2**levels, config.margin, frame],
         run=run,
         after=[placed],
@@ -302,18 +295,9 @@ def _place_by_matches(
     after: Sequence[beam.PCollection],
 ) -> beam.PCollection:
     """All sections at once; in causal runs one after the other, on those before it."""
-    thumbnail = tissue.shape[1:]
     if not config.causal:
-        return root | MapBlocks(
-            PlaceSections(config, montage.shape[0], thumbnail, factor),
-            stage='place_sections',
-            table_reads={'matches': TableRead(Everything(pairs.bounds), pairs)},
-            table_writes={'affines': AFFINES},
-            grid=_by_section(1),
-            config=[config.coarse, config.margin, montage.shape, factor],
-            run=run,
-            after=after,
-        )
+        return _place_at_once(root, montage, tissue, factor, pairs, config, run, after)
+    thumbnail = tissue.shape[1:]
     neighbours = config.coarse.neighbours
     return root | MapBlocks(
         PlaceNext(config, thumbnail, factor),
@@ -332,6 +316,39 @@ def _place_by_matches(
     )
 
 
+def _place_at_once(
+    root: Any,
+    montage: VolumeSpec,
+    tissue: VolumeSpec,
+    factor: int,
+    pairs: BlockGrid,
+    config: AlignConfig,
+    run: Run,
+    after: Sequence[beam.PCollection],
+) -> beam.PCollection:
+    """All sections in one block; then dealt out, so that no later block reads those of all."""
+    once = _by_section(1)
+    placed = root | MapBlocks(
+        PlaceSections(config, montage.shape[0], tissue.shape[1:], factor),
+        stage='place_sections',
+        table_reads={'matches': TableRead(Everything(pairs.bounds), pairs)},
+        table_writes={'placement': AFFINES},
+        grid=once,
+        config=[config.coarse, config.margin, montage.shape, factor],
+        run=run,
+        after=after,
+    )
+    return root | MapBlocks(
+        deal_affines,
+        stage='deal_affines',
+        table_reads={'placement': TableRead(Everything(once.bounds), once)},
+        table_writes={'affines': AFFINES},
+        grid=_by_section(montage.shape[0]),
+        run=run,
+        after=[placed],
+    )
+
+
 def _aligned_shape(montage: VolumeSpec, config: AlignConfig) -> Triple:
     sections, height, width = montage.shape
     return sections, height + 2 * config.margin, width + 2 * config.margin
@@ -343,7 +360,7 @@ def _whole_chunks(spec: VolumeSpec) -> tuple[int, int]:
     return y, x
 
 
-def _render_rough(
+def build_rough(
     root: Any,
     montage: VolumeSpec,
     tissue: VolumeSpec,
@@ -353,24 +370,40 @@ def _render_rough(
     run: Run,
     after: Sequence[beam.PCollection],
 ) -> tuple[VolumeSpec, VolumeSpec | None, beam.PCollection]:
+    """Adds the stage that puts montages into the aligned frame by their affine maps.
+
+    Args:
+      root: the pipeline.
+      montage: all sections.
+      tissue: what of them is tissue, on their thumbnails.
+      lines: folds and tears of them; None: they are not looked for.
+      factor: pixels of the montage to one of the thumbnail.
+      config: see `AlignConfig`.
+      run: the run; its table `affines` has a part for each section.
+      after: the stages that make all of these.
+
+    Returns:
+      the volumes `rough` and, with lines, `bands`; block records.
+    """
     shape = _aligned_shape(montage, config)
     rough = dataclasses.replace(montage, uri=run.volume_uri('rough'), shape=shape)
-    reads, writes, bands = {}, {'rough': rough}, None
+    shown = PixelsOfRough(montage.bounds)
+    reads = {
+        'montage': Read(montage, shown, by='affines'),
+        'tissue': Read(tissue, PixelsOfRough(montage.bounds, factor), by='affines'),
+    }
+    writes, bands = {'rough': rough}, None
     if lines is not None:
         bands = dataclasses.replace(rough, uri=run.volume_uri('bands'), kind='segmentation')
-        reads['lines'] = Read(lines, OfSection(lines.shape[1:]), lazy=True)
+        reads['lines'] = Read(lines, shown, by='affines')
         writes['bands'] = bands
     done = root | MapBlocks(
-        RenderRough(factor),
+        RenderRough(factor, shown, bands is not None),
         stage='render_rough',
-        reads={
-            'montage': Read(montage, OfSection(montage.shape[1:]), lazy=True),
-            'tissue': Read(tissue, OfSection(tissue.shape[1:])),
-            **reads,
-        },
-        table_reads={'affines': _affines(config, montage.shape[0], OfSection())},
+        reads=reads,
+        table_reads={'affines': TableRead(OfSection(), _by_section(montage.shape[0]))},
         writes=dict(writes),
-        grid=BlockGrid(rough.bounds, (1, 1024, 1024)),
+        grid=BlockGrid(rough.bounds, (1, *config.rough_block)),
         config=factor,
         run=run,
         after=after,

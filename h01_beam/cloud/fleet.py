@@ -28,6 +28,20 @@ _GPU_QUOTAS = {
     'nvidia-a100-80gb': 'NVIDIA A100 80GB GPUs',
     'nvidia-h100-80gb': 'NVIDIA H100 GPUs',
 }
+# GiB for each core of a machine type, by family and kind; and types that have accelerators, whole.
+# https://docs.cloud.google.com/compute/docs/machine-resource
+_GIB_PER_CORE = {
+    'n1-standard': 3.75, 'n1-highmem': 6.5, 'n1-highcpu': 0.9,
+    'e2-standard': 4.0, 'e2-highmem': 8.0, 'e2-highcpu': 1.0,
+    'n2-standard': 4.0, 'n2-highmem': 8.0, 'n2-highcpu': 1.0,
+    'n2d-standard': 4.0, 'n2d-highmem': 8.0, 'n2d-highcpu': 1.0,
+    'c3-standard': 4.0, 'c3-highmem': 8.0, 'c3-highcpu': 2.0, 'g2-standard': 4.0,
+}  # fmt: skip
+_MACHINES = {
+    'ct5lp-hightpu-1t': (24, 48.0), 'ct5lp-hightpu-4t': (112, 192.0),
+    'ct5lp-hightpu-8t': (224, 384.0), 'ct6e-standard-1t': (44, 176.0),
+    'ct6e-standard-4t': (180, 720.0), 'a3-highgpu-1g': (26, 234.0),
+}  # fmt: skip
 # What Dataflow takes when nobody says: batch, without shuffle on the workers' disks.
 DEFAULT_MACHINE, DEFAULT_DISK_GB = 'n1-standard-1', 25
 
@@ -81,6 +95,23 @@ class Fleet:
             options.get('use_public_ips') is not False,
             accelerator,
         )
+
+    def size(self) -> tuple[int, float]:
+        """Cores and GiB of a worker.
+
+        Raises:
+          ValueError: the machine type is not known here.
+        """
+        if self.machine_type in _MACHINES:
+            return _MACHINES[self.machine_type]
+        kind, _, cores = self.machine_type.rpartition('-')
+        if kind not in _GIB_PER_CORE or not cores.isdigit():
+            known = ', '.join([*(f'{k}-N' for k in _GIB_PER_CORE), *_MACHINES])
+            raise ValueError(
+                f'machine_type is {self.machine_type!r}: its cores and memory are not known here; '
+                f'known are {known}'
+            )
+        return int(cores), int(cores) * _GIB_PER_CORE[kind]
 
     def quota(self) -> dict[str, float]:
         """Amount by name of the quota; without an entry where a name is unknown here."""

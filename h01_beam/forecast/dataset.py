@@ -115,6 +115,8 @@ class Fleet:
       memory_gib: of each.
       accelerator: on each; None for none.
       accelerators: chips on each.
+      pool: whether stages that use no accelerator run on such machines too: then chips are paid for
+        all the time, and each machine has as many processes as chips, which no two can share.
       quota_vcpus, quota_accelerators: that the project is granted in all.
       read_gbps, write_gbps: 10^9 bits per second between the bucket and all workers.
       reads_per_s, writes_per_s: requests that the bucket takes.
@@ -128,6 +130,7 @@ class Fleet:
     memory_gib: float
     accelerator: str | None = None
     accelerators: int = 1
+    pool: bool = False
     quota_vcpus: int
     quota_accelerators: int = 0
     read_gbps: float

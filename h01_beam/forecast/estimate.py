@@ -173,12 +173,13 @@ def outcome(
 ) -> Outcome:
     """One stage in one case."""
     fleet = context.fleet
-    chips = pattern_of(plan.name.rpartition('/')[2]) == 'flood' and fleet.accelerator is not None
-    machines = fleet.granted(chips)
-    threads = machines * (fleet.accelerators if chips else fleet.vcpus)
+    floods = pattern_of(plan.name.rpartition('/')[2]) == 'flood'
+    chips = fleet.accelerator is not None and (floods or fleet.pool)
+    machines, processes = fleet.granted(chips), fleet.accelerators if chips else fleet.vcpus
+    threads = machines * processes
     used = min(threads, plan.chains or threads)
     # Of a stage of few blocks, no more machines are kept than it has use for.
-    machines = min(machines, -(-used // (fleet.accelerators if chips else fleet.vcpus)))
+    machines = min(machines, -(-used // processes))
     needs = _compute_needs(plan, todo, job, context, used, case)
     if used == threads and fleet.granted(chips) < fleet.workers:
         needs = {f'quota of {name}': value for name, value in needs.items()}

@@ -47,6 +47,30 @@ def describe(forecast: Forecast, limits: Sequence[Limit]) -> str:
     return '\n'.join(lines)
 
 
+def describe_cost(forecast: Forecast, unknown: Sequence[str]) -> str:
+    """What a job would cost, by stage, for a terminal.
+
+    Args:
+      forecast: of the stages whose speed is known.
+      unknown: the others.
+    """
+    lines = [f'{"stage":<28}{"wall time":>30}{"US dollars":>30}']
+    for stage in forecast.stages:
+        lines.append(f'{stage.plan.name:<28}{_times(stage):>30}{_costs(stage):>30}')
+    wall = _span([forecast.seconds(case) for case in CASES], duration)
+    cost = _span([forecast.dollars(case) for case in CASES], dollars)
+    monthly = _span([forecast.month(case) for case in CASES], dollars)
+    lines += [
+        f'{"all":<28}{wall:>30}{cost:>30}',
+        f'and {monthly} US dollars a month to keep what is written; if every block ran, and all '
+        'voxels held image.',
+    ]
+    if unknown:
+        lines.append(f'Not in it, as nobody measured them: {", ".join(unknown)}.')
+    lines.append(f'Prices of {forecast.prices.as_of}, {forecast.prices.region}: check them.')
+    return '\n'.join(lines)
+
+
 def markdown(
     forecast: Forecast,
     limits: Sequence[Limit],
@@ -306,7 +330,9 @@ def _assumptions(forecast: Forecast) -> Iterator[str]:
     yield (
         'Every block reads what it needs from storage: nothing is kept from block to block. It '
         'reads one marker for every block of earlier stages that its read box meets (the blocks of '
-        'one bundle share them, which is not counted).'
+        'one bundle share them, which is not counted). Where a section lies only its affine map '
+        'will tell: boxes that depend on it count as if it were turned by 45 degrees, which makes '
+        'them largest. Tables count by their parts, as requests, not by their bytes.'
     )
     yield (
         f'Storage serves {fleet.read_gbps:g} Gbit/s to readers, {fleet.write_gbps:g} from writers, '

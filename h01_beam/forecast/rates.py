@@ -23,6 +23,7 @@ UNITS = {
     'bend_tiles': 'tiles',
     'match_sections': 'read_voxels',
     'place_sections': 'sections',
+    'deal_affines': 'sections',
     'check_order': 'sections',
     'measure_frame': 'read_voxels',
     'flow_*': 'written_voxels',
@@ -150,6 +151,13 @@ class Rates:
                 'it with tests/benchmarks/stages.py, or leave the stage out with --stage'
             )
         return self.stages[key]
+
+    def knows(self, stage: str) -> bool:
+        """Whether `of` has an answer."""
+        try:
+            return bool(self.of(stage))
+        except ValueError:
+            return False
 
     def stored(self, dtype: str) -> Range:
         """Bytes stored per byte of a volume in memory.

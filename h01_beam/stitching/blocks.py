@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import itertools
 import math
@@ -34,8 +35,8 @@ _WORKING_FLOATS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class StitchBlock:
-    """What all stages of stitching know.
+class StitchBlock(abc.ABC):
+    """What all stages that show tiles know.
 
     Attributes:
       frames: of the sections.
@@ -47,9 +48,9 @@ class StitchBlock:
     config: StitchConfig
     grey_range: tuple[float, float] | None
 
+    @abc.abstractmethod
     def depends_on(self) -> list[Any]:
         """What results depend on beside rows and tiles; nothing that other sections decide."""
-        raise NotImplementedError
 
     def working_bytes(self, read_shape: Triple) -> int:
         return math.prod(self.frames.tile_shape) * (self.config.cached_tiles + 4 * _WORKING_FLOATS)

@@ -26,7 +26,8 @@ class StitchConfig:
       cell_tiles: tiles along a side of a cell, the unit of work.
       downsample: of the montage that sections are aligned by; the final image is rendered from
         the tiles at full resolution.
-      montage_block: y and x pixels of the montage that are rendered at once.
+      montage_block: y and x pixels of the montage that are rendered at once; whole chunks.
+      montage_chunk: y and x pixels of its chunks, and of those of volumes that show it otherwise.
       cached_tiles: images that a worker keeps.
     """
 
@@ -38,6 +39,7 @@ class StitchConfig:
     cell_tiles: int = 4
     downsample: int = 2
     montage_block: tuple[int, int] = (1024, 1024)
+    montage_chunk: tuple[int, int] = (256, 256)
     cached_tiles: int = 24
 
     def __post_init__(self) -> None:
@@ -56,11 +58,12 @@ class StitchConfig:
         for name in ('downsample', 'cached_tiles'):
             if getattr(self, name) < 1:
                 raise ValueError(f'stitch.{name} is {getattr(self, name)}: must be 1 or more')
-        if len(self.montage_block) != 2 or min(self.montage_block) < 64:
-            raise ValueError(
-                f'stitch.montage_block is {self.montage_block}: must be two numbers of pixels, '
-                'y and x, 64 or more'
-            )
+        for name in ('montage_block', 'montage_chunk'):
+            if len(getattr(self, name)) != 2 or min(getattr(self, name)) < 64:
+                raise ValueError(
+                    f'stitch.{name} is {getattr(self, name)}: must be two numbers of pixels, y and '
+                    'x, 64 or more'
+                )
 
     @property
     def frame_margin(self) -> int:

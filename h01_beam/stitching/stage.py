@@ -12,7 +12,8 @@ No worker holds more images than `cached_tiles`, whatever the size of the sectio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -21,7 +22,7 @@ import numpy as np
 from h01_beam.acquisition.stage import write_if_new
 from h01_beam.acquisition.tables import Acquisition
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, ReadBox
+from h01_beam.geometry import BlockGrid, ReadBox, Region
 from h01_beam.plan import TableRead
 from h01_beam.run import Run
 from h01_beam.stitching.blocks import (
@@ -31,6 +32,7 @@ from h01_beam.stitching.blocks import (
     RenderMontage,
     SolveGains,
     SolvePlaces,
+    StitchBlock,
 )
 from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.frames import (
@@ -53,6 +55,9 @@ from h01_beam.stitching.tables import (
     SOLVED,
 )
 from h01_beam.volume import VolumeSpec
+
+# Rows that are kept with the first cell of a section, for that cell alone.
+ONCE = WholeSection(1, 1)
 
 
 def make_frames(acquisition: Acquisition, config: StitchConfig) -> Frames:
@@ -83,7 +88,7 @@ def montage_spec(
         voxel_size_nm=(thickness, pixel, pixel),
         dtype='uint8',
         shape=(frames.sections, y, x),
-        chunk=(1, 256, 256),
+        chunk=(1, *config.montage_chunk),
     )
 
 
@@ -111,50 +116,84 @@ def build_stitching(
     frames = make_frames(acquisition, config)
     if not run.dry_run:
         write_origins(acquisition, config.frame_margin, run)
-    cells = frames.cells
-    _, rows, columns = cells.shape
-    section, whole, once = SectionRows(), WholeSection(rows, columns), WholeSection(1, 1)
-    placed = {'tiles': section, 'origin': section, 'places': section}
-
-    def add(name: str, function: Any, reads: dict[str, Any], after: Any, **rest: Any) -> Any:
-        return root | MapBlocks(
-            function,
-            stage=name,
-            table_reads=reads,
-            grid=rest.pop('grid', cells),
-            config=function.depends_on(),
-            run=run,
-            after=after,
-            **rest,
-        )
-
-    common = (frames, config, grey_range)
-    offsets = add(
-        'measure_offsets', MeasureOffsets(*common), {'tiles': section, 'origin': section}, after,
-        table_writes={'offsets': OFFSETS},
-    )  # fmt: skip
-    places = add(
-        'solve_places', SolvePlaces(*common), {'tiles': once, 'origin': once, 'offsets': whole},
-        [offsets], table_writes={'places': PLACES, 'pairs': PAIRS, 'solved': SOLVED},
-    )  # fmt: skip
-    seams = add(
-        'match_seams', MatchSeams(*common), placed, [places],
+    job = _Stitching(root, run, frames, config, grey_range)
+    places = _place_tiles(job, after)
+    seams = job.add(
+        'match_seams', MatchSeams, job.placed, [places],
         table_writes={'seams': SEAMS, 'levels': LEVELS},
     )  # fmt: skip
-    gains = add(
-        'solve_gains', SolveGains(*common), {'tiles': once, 'places': once, 'levels': whole},
-        [seams], table_writes={'gains': GAINS},
+    gains = job.add(
+        'solve_gains', SolveGains, {'tiles': ONCE, 'places': ONCE, 'levels': job.whole}, [seams],
+        table_writes={'gains': GAINS},
     )  # fmt: skip
-    nodes = add(
-        'bend_tiles', BendTiles(*common), {**placed, 'seams': ReadBox()}, [seams],
+    nodes = job.add(
+        'bend_tiles', BendTiles, {**job.placed, 'seams': ReadBox()}, [seams],
         table_writes={'nodes': NODES, 'seam_quality': SEAM_QUALITY},
     )  # fmt: skip
-    spec = montage_spec(acquisition, frames, config, run)
-    below = CellsBelow(frames, config.downsample)
-    return add(
-        'render_montage', RenderMontage(*common),
-        {name: TableRead(region, cells)
-         for name, region in (('tiles', section), ('gains', section), ('nodes', below))},
-        [nodes, gains], writes={'montage': spec},
-        grid=BlockGrid(spec.bounds, (1, *config.montage_block)),
+    return _render_montage(job, montage_spec(acquisition, frames, config, run), [nodes, gains])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stitching:
+    """What the stages have in common."""
+
+    root: Any
+    run: Run
+    frames: Frames
+    config: StitchConfig
+    grey_range: tuple[float, float] | None
+
+    @property
+    def whole(self) -> WholeSection:
+        _, rows, columns = self.frames.cells.shape
+        return WholeSection(rows, columns)
+
+    @property
+    def placed(self) -> dict[str, Region]:
+        return dict.fromkeys(('tiles', 'origin', 'places'), SectionRows())
+
+    def add(
+        self,
+        name: str,
+        function: type[StitchBlock],
+        reads: Mapping[str, TableRead | Region],
+        after: Sequence[beam.PCollection],
+        grid: BlockGrid | None = None,
+        **writes: Any,
+    ) -> beam.PCollection:
+        """Adds a stage, by cells unless another grid is given."""
+        block: Any = function(self.frames, self.config, self.grey_range)
+        return self.root | MapBlocks(
+            block,
+            stage=name,
+            table_reads=reads,
+            grid=grid or self.frames.cells,
+            config=block.depends_on(),
+            run=self.run,
+            after=after,
+            **writes,
+        )
+
+
+def _place_tiles(job: _Stitching, after: Sequence[beam.PCollection]) -> beam.PCollection:
+    offsets = job.add(
+        'measure_offsets', MeasureOffsets, {'tiles': SectionRows(), 'origin': SectionRows()},
+        after, table_writes={'offsets': OFFSETS},
     )  # fmt: skip
+    return job.add(
+        'solve_places', SolvePlaces, {'tiles': ONCE, 'origin': ONCE, 'offsets': job.whole},
+        [offsets], table_writes={'places': PLACES, 'pairs': PAIRS, 'solved': SOLVED},
+    )  # fmt: skip
+
+
+def _render_montage(
+    job: _Stitching, spec: VolumeSpec, after: Sequence[beam.PCollection]
+) -> beam.PCollection:
+    regions: dict[str, Region] = {
+        'tiles': SectionRows(),
+        'gains': SectionRows(),
+        'nodes': CellsBelow(job.frames, job.config.downsample),
+    }
+    reads = {name: TableRead(region, job.frames.cells) for name, region in regions.items()}
+    grid = BlockGrid(spec.bounds, (1, *job.config.montage_block))
+    return job.add('render_montage', RenderMontage, reads, after, grid, writes={'montage': spec})

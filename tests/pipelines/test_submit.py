@@ -54,7 +54,7 @@ def call(*flags: str) -> int:
     return submit.main(launch.parse(submit.flags())(['submit', *flags]))
 
 
-def test_dry_run_prints_plan_workers_and_quota(flags, service, gcs_bucket, tmp_path, capsys):
+def test_dry_run_prints_plan_workers_quota_and_cost(flags, service, gcs_bucket, tmp_path, capsys):
     resources = {
         'workers': {'max_num_workers': 64, 'disk_size_gb': 25, 'machine_type': 'g2-standard-8'},
         'stages': {'*': {'accelerator': 'type:nvidia-l4;count:1;install-nvidia-driver'}},
@@ -68,8 +68,19 @@ def test_dry_run_prints_plan_workers_and_quota(flags, service, gcs_bucket, tmp_p
     assert ['Persistent', 'disk', 'GB', '1,600'] in lines
     assert ['NVIDIA', 'L4', 'GPUs', '64'] in lines
     assert not any('addresses' in line for line in lines)
+    head = lines.index(['stage', 'wall', 'time', 'US', 'dollars'])
+    assert lines[head + 1][0] == 'downsample_em_mip1' and lines[head + 2][0] == 'all'
+    assert any(line[:1] == ['Prices'] and line[-1] == 'them.' for line in lines)
     assert service.requests == []
     assert not list(storage.list_files(f'{gcs_bucket}/run'))
+
+
+def test_cost_that_nobody_knows_is_told(flags, capsys):
+    assert call(*flags, '--worker_machine_type=x9-mega-7', '--dry_run') == 0
+    out = capsys.readouterr().out
+    assert "cost: not known: machine_type is 'x9-mega-7': its cores and memory are not known" in out
+    assert call(*flags, '--plan=nowhere.yaml', '--dry_run') == launch.BAD_INPUT
+    assert 'nowhere.yaml' in capsys.readouterr().err
 
 
 def test_a_job_whose_graph_is_built_here(flags, service, gcs_bucket):
