@@ -121,6 +121,7 @@ class MapBlocks(beam.PTransform):
         self._grid, self._chained = grid, chained
         self._stage = stage
         self.config_hash = config_hash = self._process.config_hash
+        run.processes.append(self._process)
         run.plans.append(
             plan.plan_stage(
                 function, stage, grid, self._reads, self._writes, concurrency, run, config_hash,

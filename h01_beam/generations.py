@@ -50,7 +50,9 @@ def begin(run_dir: str) -> str:
     if pending:
         return pending
     parent = _current_name(run_dir)
-    taken = storage.list_folders(storage.join(run_dir, layers.FOLDER))
+    # No name is used twice, though folders are pruned: readers know what lies beneath by name.
+    taken = {event['to'] for event in history(run_dir)} - {''}
+    taken |= set(storage.list_folders(storage.join(run_dir, layers.FOLDER)))
     name = f'{1 + max(map(int, taken), default=0):06d}'
     beneath = [parent, *_beneath(run_dir, parent)]
     folder = layers.folder(run_dir, name)

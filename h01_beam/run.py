@@ -54,6 +54,12 @@ class Upstream:
             return [self._fingerprint]
         return [self._digest(block) for block in self._grid.touching(box)]
 
+    def blocks(self, box: BoundingBox) -> tuple[str, list[Triple]]:
+        """Ledger and indices of the blocks that wrote part of a box; '' and none if foreign."""
+        if self._ledger is None:
+            return '', []
+        return self._ledger.path, [block.index for block in self._grid.touching(box)]
+
     def _digest(self, block: Block) -> str:
         assert self._ledger is not None
         if block.index not in self._digests:
@@ -190,6 +196,7 @@ class Run:
       hardware: what its stages ask of the workers.
       policy: what is done about blocks that fail.
       plans: the stages so far, in order of construction.
+      processes: what workers do in those of them that go block by block (`h01_beam.work`).
       summaries: one PCollection per stage; the final report waits for them.
       inner: runs within this one; see `h01_beam.subrun`.
     """
@@ -209,6 +216,7 @@ class Run:
         self._prefix = ''
         self.policy = policy
         self.plans: list[StagePlan] = []
+        self.processes: list[Any] = []
         self.summaries: list[Any] = []
         self.inner: list[Run] = []
         resources.check_reachable('run_dir', self.path)

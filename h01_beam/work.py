@@ -12,7 +12,7 @@ import inspect
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -24,9 +24,10 @@ from apache_beam.utils.windowed_value import WindowedValue
 from h01_beam import config as config_lib
 from h01_beam import layers, objects, quarantine, storage, tables, worker
 from h01_beam import volume as volume_lib
-from h01_beam.geometry import Block, BlockGrid, BoundingBox
+from h01_beam.geometry import Block, BlockGrid, BoundingBox, Triple
 from h01_beam.ledger import Ledger, Marker, StageRecord
 from h01_beam.plan import BlockResult, Read, TableRead, Write
+from h01_beam.preview import Touched
 from h01_beam.run import Run, Upstream, UpstreamError
 from h01_beam.volume import Volume
 
@@ -43,16 +44,26 @@ class _Inputs:
     """What a block reads.
 
     Attributes:
-      parts: of tables, as they are stored.
+      blocks: those whose parts of tables it reads.
+      parts: these, as they are stored.
       boxes: of volumes.
     """
 
+    blocks: Mapping[str, list[Triple]]
     parts: Mapping[str, list[bytes]]
     boxes: Mapping[str, BoundingBox | None]
 
 
 class ProcessBlocks(beam.DoFn):
-    """Runs the blocks of a bundle, `concurrency` at a time."""
+    """Runs the blocks of a bundle, `concurrency` at a time.
+
+    Attributes:
+      stage: its name.
+      grid: all of its blocks.
+      ledger: their markers.
+      tables: what it writes rows to, by name.
+      config_hash: of all that the results depend on and every block shares.
+    """
 
     def __init__(
         self,
@@ -71,13 +82,13 @@ class ProcessBlocks(beam.DoFn):
         run: Run,
     ):
         self._function = function
-        self._stage = stage
-        self._grid = grid
-        self._ledger = ledger
+        self.stage = stage
+        self.grid = grid
+        self.ledger = ledger
         self._reads = reads
         self._writes = writes
         self._table_reads = table_reads
-        self._table_writes = table_writes
+        self.tables = table_writes
         self.config_hash = config
         self._concurrency = concurrency
         self._chained = chained
@@ -90,17 +101,39 @@ class ProcessBlocks(beam.DoFn):
 
     def setup(self) -> None:
         worker.exit_with_launcher()
-        # Volumes of the same run exist by now: they are made before launch.
-        self._sources = {name: Volume.open(read.spec.uri) for name, read in self._reads.items()}
+        self.open_inputs()
         self._targets = {name: Volume.open(write.spec.uri) for name, write in self._writes.items()}
-        self._run = Run.at(self._run_path)
-        record = StageRecord.read(self._ledger)
-        self._generation = record.generation if record else 0
         if hasattr(self._function, 'setup'):
             self._function.setup()
         self._pool = concurrent.futures.ThreadPoolExecutor(self._concurrency)
         self._lock, self._failed_in_a_row = threading.Lock(), 0
         self._retries_told = _storage_retries()
+
+    def open_inputs(self) -> None:
+        """What the keys of blocks need; volumes of the same run exist, made before launch."""
+        self._sources = {name: Volume.open(read.spec.uri) for name, read in self._reads.items()}
+        self._run = Run.at(self._run_path)
+        record = StageRecord.read(self.ledger)
+        self._generation = record.generation if record else 0
+        self._upstream = {name: Upstream(volume) for name, volume in self._sources.items()}
+
+    def would_run(self, linear: int, touched: Touched) -> bool:
+        """Whether a block has other inputs than when it was done, or reads a block that has.
+
+        After `open_inputs`; `touched` are blocks of earlier stages.
+        """
+        block = self.grid.block(linear)
+        try:
+            inputs = self._find_inputs(block)
+            for name, box in inputs.boxes.items():
+                if box and touched.meets(*self._upstream[name].blocks(box)):
+                    return True
+            if any(touched.rows(name, blocks) for name, blocks in inputs.blocks.items()):
+                return True
+            marker = self.ledger.read(block.index)
+            return marker is None or marker.key != self._key(block, linear, inputs)
+        except UpstreamError:
+            return True
 
     def start_bundle(self) -> None:
         # Digests of upstream blocks may have changed between bundles of different attempts.
@@ -109,7 +142,7 @@ class ProcessBlocks(beam.DoFn):
 
     def process(self, linear: int) -> Iterator[dict[str, Any]]:
         if self._chained:
-            for block in range(linear, len(self._grid), len(self._grid) // self._grid.shape[0]):
+            for block in range(linear, len(self.grid), len(self.grid) // self.grid.shape[0]):
                 yield self._count(self._process_block(block))
             return
         if self._concurrency == 1:
@@ -142,7 +175,7 @@ class ProcessBlocks(beam.DoFn):
         return record
 
     def _process_block(self, linear: int) -> dict[str, Any]:
-        block, key = self._grid.block(linear), ''
+        block, key = self.grid.block(linear), ''
         for attempt in range(1, self._policy.attempts + 1):
             try:
                 started = time.time()
@@ -169,18 +202,18 @@ class ProcessBlocks(beam.DoFn):
         attempt: int,
     ) -> dict[str, Any]:
         """Runs a block unless its marker or its quarantine says that nothing has changed."""
-        marker = self._ledger.read(block.index)
+        marker = self.ledger.read(block.index)
         ran = marker is None or marker.key != key
         if ran:
-            note = quarantine.Note.read(self._ledger, block.index)
+            note = quarantine.Note.read(self.ledger, block.index)
             retry = attempt > 1 or self._policy.retry_quarantined
             if note and note.key == key and not retry:
                 return self._leave_out(block, linear, note)
             if marker is not None:
-                self._ledger.void(block.index)
+                self.ledger.void(block.index)
             marker = self._run_block(block, key, inputs, attempt)
             if note:
-                quarantine.lift(self._ledger, block.index)
+                quarantine.lift(self.ledger, block.index)
             with self._lock:
                 self._failed_in_a_row = 0
         assert marker is not None
@@ -199,7 +232,7 @@ class ProcessBlocks(beam.DoFn):
             self._failed_in_a_row += 1
             in_a_row = self._failed_in_a_row
         try:
-            note.write(self._ledger, block.index)
+            note.write(self.ledger, block.index)
             record = self._leave_out(block, linear, note)
         except OSError as second:
             raise BlockError(
@@ -216,8 +249,8 @@ class ProcessBlocks(beam.DoFn):
         self, block: Block, linear: int, note: quarantine.Note | None, reason: str = ''
     ) -> dict[str, Any]:
         """The record of a block without results; older ones no longer count, and their rows go."""
-        self._ledger.void(block.index)
-        for name in self._table_writes:
+        self.ledger.void(block.index)
+        for name in self.tables:
             storage.delete(self._run.table_part(name, block.index))
         kind = quarantine.QUARANTINED if note else quarantine.BLOCKED
         return {'index': linear, 'ran': False, 'started': None, 'ended': None,
@@ -229,7 +262,7 @@ class ProcessBlocks(beam.DoFn):
         hint = objects.way_out(error)
         message = next(iter(str(error).splitlines()), '')
         return (
-            f'stage {self._stage}, block {block.index} (core {block.core}): '
+            f'stage {self.stage}, block {block.index} (core {block.core}): '
             f'{type(error).__name__}: {message}{"; " * bool(hint)}{hint}'
         )
 
@@ -250,21 +283,25 @@ class ProcessBlocks(beam.DoFn):
 
     def _find_inputs(self, block: Block) -> _Inputs:
         """Parts of all tables, those first by which others are read; then boxes of volumes."""
+        blocks: dict[str, list[Triple]] = {}
         parts: dict[str, list[bytes]] = {}
         needed = {r.by for r in (*self._table_reads.values(), *self._reads.values()) if r.by}
         rows: dict[str, tables.Columns] = {}
         for name, read in sorted(self._table_reads.items(), key=lambda item: bool(item[1].by)):
-            parts[name] = self._read_parts(name, read, read.box(block, rows))
+            box = read.box(block, rows)
+            touching = (read.grid or self.grid).touching(box) if box else ()
+            blocks[name] = [b.index for b in touching]
+            parts[name] = self._read_parts(name, blocks[name])
             if name in needed:
                 rows[name] = tables.from_parquets(parts[name])
-        return _Inputs(parts, {name: read.box(block, rows) for name, read in self._reads.items()})
+        boxes = {name: read.box(block, rows) for name, read in self._reads.items()}
+        return _Inputs(blocks, parts, boxes)
 
-    def _read_parts(self, name: str, read: TableRead, box: BoundingBox | None) -> list[bytes]:
-        blocks = (read.grid or self._grid).touching(box) if box else ()
-        if name not in self._table_writes:
+    def _read_parts(self, name: str, blocks: Sequence[Triple]) -> list[bytes]:
+        if name not in self.tables:
             self._run.check_table(name)
         try:
-            return [storage.read_bytes(self._run.table_part(name, b.index)) for b in blocks]
+            return [storage.read_bytes(self._run.table_part(name, index)) for index in blocks]
         except FileNotFoundError as error:
             raise UpstreamError(
                 f'the table {name!r} lacks rows of a block that has not finished ({error}); run '
@@ -296,7 +333,7 @@ class ProcessBlocks(beam.DoFn):
             },
             layer=layers.name_of(self._run_path),
         )
-        self._ledger.write(block.index, marker)
+        self.ledger.write(block.index, marker)
         return marker
 
     def _troubles(self, attempt: int) -> dict[str, float]:
@@ -321,10 +358,10 @@ class ProcessBlocks(beam.DoFn):
             raise ValueError(
                 f'function returned arrays {sorted(result.arrays)}: must be {sorted(expected)}'
             )
-        if not set(result.rows) <= set(self._table_writes):
+        if not set(result.rows) <= set(self.tables):
             raise ValueError(
                 f'function returned rows for {sorted(result.rows)}: the stage writes the tables '
-                f'{sorted(self._table_writes)}'
+                f'{sorted(self.tables)}'
             )
         return result
 
@@ -342,7 +379,7 @@ class ProcessBlocks(beam.DoFn):
 
     def _write_rows(self, block: Block, result: BlockResult, hasher: Any) -> int:
         rows = 0
-        for name, schema in self._table_writes.items():
+        for name, schema in self.tables.items():
             columns = result.rows.get(name, schema.empty())
             data = tables.to_parquet(columns, schema)
             storage.write_bytes(self._run.table_part(name, block.index), data)

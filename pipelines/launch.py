@@ -205,6 +205,14 @@ def execute(
     return 0
 
 
+def prepare(args: argparse.Namespace, run_dir: str, build: Callable[[Any, Run], Any]) -> Run:
+    """Builds a job and makes its outputs, but runs nothing of it."""
+    options = beam_options(args.beam, hardware := load_hardware(args))
+    run = Run(run_dir, _resources(args, options), hardware=hardware)
+    build(beam.Pipeline(runner='DirectRunner'), run)
+    return run
+
+
 def _print_failure(cause: str, run: Run, keeps: bool) -> None:
     """Says why a run failed, which blocks are quarantined, and that the rest is kept."""
     print(f'error: {cause}', file=sys.stderr)

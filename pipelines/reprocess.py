@@ -32,6 +32,7 @@ from h01_beam import generations, layers, quarantine, storage
 from h01_beam.alignment.job import AlignJob
 from h01_beam.config import apply_overrides, from_dict
 from h01_beam.lock import Lock
+from h01_beam.preview import preview
 from h01_beam.run import Run
 from h01_beam.segmentation.config import SegmentConfig
 from h01_beam.segmentation.stage import list_inputs
@@ -115,15 +116,12 @@ def main(args: argparse.Namespace) -> int:
 
 def look(args: argparse.Namespace) -> int:
     """Looks for what is new, once, and does what there is to do; returns the exit code."""
-    if args.dry_run:
-        return _reprocess(args, None)
     with Lock(args.run_dir) as lock:
         return _reprocess(args, lock)
 
 
-def _reprocess(args: argparse.Namespace, lock: Lock | None) -> int:
-    if lock:
-        _settle(args.run_dir)
+def _reprocess(args: argparse.Namespace, lock: Lock) -> int:
+    _settle(args.run_dir)
     present = generations.current(args.run_dir)
     manifest = _manifest(present)
     job = JOBS.get(manifest['job'])
@@ -141,13 +139,38 @@ def _reprocess(args: argparse.Namespace, lock: Lock | None) -> int:
     if not changes and not args.set:
         print('nothing new')
         return 0
-    # A dry run of what is over the present generation sees what that has finished.
-    folder = generations.begin(args.run_dir) if lock else present
-    code = launch.execute(args, folder, lambda root, run: job.add(root, run, config), job.show)
-    if lock and code == 0 and not launch.is_template(args.beam):
+
+    def build(root: Any, run: Run) -> None:
+        job.add(root, run, config)
+
+    if args.dry_run:
+        show_plan(args, build)
+        return 0
+    folder = generations.begin(args.run_dir)
+    code = launch.execute(args, folder, build, job.show)
+    if code == 0 and not launch.is_template(args.beam):
         lock.check()
         _commit(args, folder, changes)
     return code
+
+
+def show_plan(args: argparse.Namespace, build: Callable[[Any, Run], None]) -> None:
+    """Prints how many blocks of each stage would run, found in a generation that is given up."""
+    goes_on = generations.unfinished(args.run_dir)
+    folder = generations.begin(args.run_dir)
+    try:
+        run = launch.prepare(args, folder, build)
+        print(f'{"stage":<28}{"blocks":>12}{"would run":>12}')
+        for stage in preview(run.processes):
+            print(f'{stage.name:<28}{stage.blocks:>12,}{stage.touched:>12,}', flush=True)
+        whole = [plan.name for plan in run.all_plans() if plan.name.rpartition('/')[2] not in
+                 {process.stage for process in run.processes}]  # fmt: skip
+        print(
+            f'At least: {", ".join(whole) or "no stage"} may touch more, known when they have run.'
+        )
+    finally:
+        if goes_on is None:
+            storage.delete_folder(folder)
 
 
 def _commit(args: argparse.Namespace, folder: str, changes: Changes) -> None:

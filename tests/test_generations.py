@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import time
 
+import apache_beam as beam
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,8 +20,10 @@ from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox
 from h01_beam.lock import Lock, LockedError
 from h01_beam.plan import TableRead
+from h01_beam.preview import preview
+from h01_beam.run import Resources, Run
 from h01_beam.volume import Volume, VolumeSpec
-from tests.arrays import read_all, run_pipeline, summaries, tree_bytes
+from tests.arrays import GIB, read_all, run_pipeline, summaries, tree_bytes
 from tests.blocks import Mean, chunks
 
 SLAB, YX, BLOCK = 4, (16, 24), (4, 8, 8)
@@ -42,8 +45,8 @@ class Paint:
         return rng.integers(0, 255, block.core.shape, np.uint8)
 
 
-def reconstruct(folder, seeds, strict=True):
-    """Paints a slab of sections for each seed, and filters them; returns the summaries."""
+def job(seeds):
+    """Paints a slab of sections for each seed, and filters them."""
 
     def build(root, run):
         bounds = BoundingBox((0, 0, 0), (SLAB * len(seeds), *YX))
@@ -63,7 +66,12 @@ def reconstruct(folder, seeds, strict=True):
             reads={'image': spec}, writes={'filtered': smooth}, after=[painted],
         )  # fmt: skip
 
-    return summaries(run_pipeline(folder, build, strict=strict))
+    return build
+
+
+def reconstruct(folder, seeds, strict=True):
+    """Runs the job; returns the summaries."""
+    return summaries(run_pipeline(folder, job(seeds), strict=strict))
 
 
 def reprocess(run_dir, seeds):
@@ -128,6 +136,18 @@ def test_replacing_the_middle_touches_what_reads_it_and_no_reader_of_the_old(tmp
     assert events == [
         ('reprocess', '', '000001'), ('rollback', '000001', ''), ('reprocess', '', '000002'),
     ]  # fmt: skip
+
+
+def test_what_would_run_is_what_runs(tmp_path):
+    run_dir = str(tmp_path / 'run')
+    reconstruct(run_dir, [1, 2, 3, 4])
+    folder = generations.begin(run_dir)
+    run = Run(folder, Resources(1, 8 * GIB))
+    job([1, 7, 3, 4, 5])(beam.Pipeline(), run)
+    found = {stage.name: stage.touched for stage in preview(run.processes)}
+    told = reconstruct(folder, [1, 7, 3, 4, 5])
+    assert found == {name: stage['blocks_run'] for name, stage in told.items()}
+    assert found == {'paint': 2 * PARTS, 'filter': 5 * PARTS}
 
 
 def test_another_grid_in_a_generation_is_made_anew_over_the_old(tmp_path):

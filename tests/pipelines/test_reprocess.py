@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -64,6 +65,8 @@ def test_new_sections_killed_and_taken_up_again(tmp_path, monkeypatch, capsys, r
     assert again(run_dir, '--dry_run') == 0
     out = capsys.readouterr().out
     assert 'new       section 3\n' in out and 'replaced  -' in out
+    planned = dict(re.findall(r'^(\S+) +\d+ +(\d+)$', out, re.M))
+    assert not list((run_dir / 'generations').glob('*/*')), 'a plan leaves nothing'
     command = [sys.executable, '-m', 'pipelines.reprocess', '--run_dir', str(run_dir),
                '--direct_num_workers=1']  # fmt: skip
     environment = {**os.environ, 'PYTHONPATH': str(repository)}
@@ -80,7 +83,11 @@ def test_new_sections_killed_and_taken_up_again(tmp_path, monkeypatch, capsys, r
     assert again(run_dir, '--keep_generations', '2') == 0
     (event,) = generations.history(str(run_dir))
     assert event['to'] == '000001' and event['inputs']['new'] == ['section 3']
-    render = event['stages']['render_image']
+    stages = event['stages']
+    for name, count in planned.items():
+        assert int(count) <= stages[name]['blocks_run'], name
+    assert int(planned['render_image']) == stages['render_image']['blocks_run']
+    render = stages['render_image']
     assert render['blocks_run'] * 4 == render['blocks'], 'all blocks of the new section, no others'
 
     manifest(tmp_path, range(5))
