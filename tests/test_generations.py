@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from h01_beam import generations, layers, lock, quarantine, storage, tables
 from h01_beam.acquisition.stage import write_if_new
 from h01_beam.blockwise import MapBlocks
+from h01_beam.export.files import open_files
+from h01_beam.export.finished_run import Layer
 from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox
 from h01_beam.lock import Lock, LockedError
 from h01_beam.plan import TableRead
@@ -298,3 +300,34 @@ def test_a_lock_in_a_bucket_that_is_not_renewed_is_taken_over(gcs_bucket, monkey
     monkeypatch.setattr(lock, 'STALE_S', 180.0)
     with Lock(run_dir):
         pass
+
+
+def test_in_a_bucket(gcs_bucket, tmp_path):
+    run_dir, scratch = f'{gcs_bucket}/run', str(tmp_path / 'scratch')
+    reconstruct(run_dir, [1, 2])
+    before = volumes(run_dir)
+    folder, told = reprocess(run_dir, [1, 0, 3])
+    assert ran(told) == (2 * PARTS, 3 * PARTS)
+    reconstruct(scratch, [1, 0, 3])
+    assert_same(volumes(generations.current(run_dir)), volumes(scratch))
+    assert_same(volumes(run_dir), before)
+    assert generations.prune(run_dir, 1) > 0
+    assert_same(volumes(folder), volumes(scratch))
+    with pytest.raises(ValueError, match='has been pruned'):
+        generations.roll_back(run_dir)
+
+
+def test_a_browser_sees_the_generation(tmp_path):
+    run_dir = str(tmp_path / 'run')
+    reconstruct(run_dir, [1, 2])
+    folder, _ = reprocess(run_dir, [1, 0])
+    files = open_files(Layer(name='em', uri=f'{folder}/volumes/em'))
+    info = json.loads(files.read('info', 0, files.size('info')))
+    (scale,) = info['scales']
+    x, y, z = scale['chunk_sizes'][0]
+    shown = read_all(f'{folder}/volumes/em')
+    key = f'{scale["key"]}/0-{min(x, 24)}_0-{min(y, 16)}_0-{min(z, 8)}'
+    chunk = np.frombuffer(files.read(key, 0, files.size(key)), np.uint8)
+    part = shown[: min(z, 8), : min(y, 16), : min(x, 24)]
+    np.testing.assert_array_equal(chunk.reshape(part.shape), part)
+    assert part[:SLAB].any() and not shown[SLAB:].any()
