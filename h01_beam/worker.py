@@ -16,6 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 LAUNCHER = 'H01_BEAM_LAUNCHER_PID'
+# Workers are as many as cores. Each with threads of its own for every small product of matrices,
+# they spend most of their time waiting for each other.
+ONE_THREAD = ('OPENBLAS_NUM_THREADS', 'OPENCV_FOR_THREADS_NUM')
 INTERVAL_S = 0.5
 # How long a launch may take to end by itself when one of its workers has ended with an error.
 GRACE_S = 5.0
@@ -42,7 +45,7 @@ class Deaths:
 def prepare_launch(
     on_death: Callable[[str], None] | None = None, deaths: Deaths | None = None
 ) -> None:
-    """Called by the launching process, before it starts workers.
+    """Called by the launching process, before it starts workers, which get one thread each.
 
     Beam waits for ever for a worker process that has died, killed for its memory for example. So
     that is told.
@@ -58,6 +61,8 @@ def prepare_launch(
       deaths: is told at once, for a launch that ends by itself.
     """
     os.environ[LAUNCHER] = str(os.getpid())
+    for name in ONE_THREAD:
+        os.environ.setdefault(name, '1')
     from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
     if not hasattr(worker_handlers, 'DATA_BUFFER_TIME_LIMIT_MS'):

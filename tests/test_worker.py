@@ -44,6 +44,22 @@ def test_workers_end_with_their_launcher(repository):
     assert worker._birth(pid) is None
 
 
+def test_workers_have_one_thread_for_arrays(repository):
+    count = 'import cv2; from h01_beam import worker; print(cv2.getNumThreads())'
+    launcher = f"""
+import subprocess, sys
+from h01_beam import worker
+worker.prepare_launch()
+subprocess.run([sys.executable, '-c', {count!r}], check=True)
+"""
+    environment = {k: v for k, v in os.environ.items() if k not in worker.ONE_THREAD}
+    told = subprocess.run(
+        [sys.executable, '-c', launcher], cwd=repository, env=environment, check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.stdout.split() == ['1']
+
+
 def test_a_process_is_told_from_a_later_one():
     assert worker._birth(os.getpid()) == worker._birth(os.getpid()) is not None
     assert worker._birth(2**22 + 1) is None

@@ -153,7 +153,7 @@ class EstimateFlow:
 
 def flow_halo(config: AlignConfig) -> int:
     """Pixels that a block of flow reads around: its reach, in steps that keep the nodes."""
-    unit = config.flow.stride * max(level.downsample for level in config.flow.levels)
+    unit = config.flow.unit
     return -(-config.flow.reach // unit) * unit
 
 

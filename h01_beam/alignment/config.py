@@ -33,8 +33,7 @@ class AlignConfig:
       neighbours: sections before each that flow is estimated to.
       margin: pixels around the montage's frame that aligned sections may reach.
       rough_block: y and x pixels of the roughly aligned sections that are rendered at once.
-      flow_block: y and x pixels of which flow is estimated at once; multiples of the flow's
-        stride and largest downsampling.
+      flow_block: y and x pixels of which flow is estimated at once; multiples of `flow.unit`.
       line_block: y and x pixels of the montage in which folds and tears are looked for at once;
         they read as much around as a line is long.
       block: y and x pixels of the final image that are rendered at once; whole chunks.
@@ -72,7 +71,7 @@ class AlignConfig:
                 f'align.flow.levels ends with downsample {self.flow.levels[-1].downsample}: must '
                 'be 1, as the mesh has its nodes at the stride of the full montage'
             )
-        unit = self.flow.stride * max(level.downsample for level in self.flow.levels)
+        unit = self.flow.unit
         for name in ('rough_block', 'flow_block', 'line_block', 'block', 'chunk'):
             value = getattr(self, name)
             if len(value) != 2 or min(value) < 64:
@@ -81,6 +80,6 @@ class AlignConfig:
                 )
         if any(n % unit for n in self.flow_block):
             raise ValueError(
-                f'align.flow_block is {self.flow_block}: must be multiples of {unit}, the stride '
-                'of the flow times its largest downsampling'
+                f'align.flow_block is {self.flow_block}: must be multiples of {unit}, after which '
+                'the nodes of all levels of the flow repeat'
             )

@@ -17,6 +17,7 @@ our own.
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 
 import cv2
@@ -46,11 +47,13 @@ class FlowLevel:
       downsample: factor on the images that the flow is asked for.
       patch: side of the square that is looked up.
       search: how far from the known place it is looked for, to every side.
+      stride: between its nodes; None: that of the flow.
     """
 
     downsample: int
     patch: int
     search: int
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -60,6 +63,8 @@ class FlowLevel:
             raise ValueError(f'flow.levels.patch is {self.patch}: must be even and at least 8')
         if self.search < 2:
             raise ValueError(f'flow.levels.search is {self.search}: must be 2 pixels or more')
+        if self.stride is not None and self.stride < 1:
+            raise ValueError(f'flow.levels.stride is {self.stride}: must be 1 pixel or more')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,12 @@ class FlowConfig:
             raise ValueError(f'flow.stride is {self.stride}: must be 1 pixel or more')
         if not self.levels:
             raise ValueError('flow.levels is empty: must hold at least one level')
+        last = self.levels[-1].stride
+        if last not in (None, self.stride):
+            raise ValueError(
+                f'flow.levels ends with stride {last}: must be that of the flow, {self.stride}; '
+                'leave it out'
+            )
         for name in ('contrast_sigma', 'max_deviation'):
             if not getattr(self, name) > 0:
                 raise ValueError(f'flow.{name} is {getattr(self, name)}: must be above 0 pixels')
@@ -105,19 +116,34 @@ class FlowConfig:
         if self.min_peak_ratio < 1:
             raise ValueError(f'flow.min_peak_ratio is {self.min_peak_ratio}: must be at least 1')
 
+    def pitch(self, level: FlowLevel) -> int:
+        """Pixels of the images between the nodes of a level."""
+        return (level.stride or self.stride) * level.downsample
+
+    @property
+    def unit(self) -> int:
+        """Pixels of the images after which the nodes of all levels repeat."""
+        return math.lcm(self.stride, *(self.pitch(level) for level in self.levels))
+
     @property
     def reach(self) -> int:
         """How far from a place its flow depends on the images; pixels."""
         return self.reach_from(0) + int(4 * self.contrast_sigma) + 1
 
     def reach_from(self, first: int) -> int:
-        """How far from a place its flow depends on what levels from the `first` on look up."""
-        # Smoothing, the median of the nodes around, and one for the interpolation between nodes.
-        nodes = int(_SMOOTHING_REACH) + 3
+        """How far from a place its flow depends on the images of levels from the `first` on."""
         return sum(
-            (level.patch // 2 + level.search + nodes * self.stride) * level.downsample
+            (level.patch // 2 + level.search) * level.downsample + self._around(level)
             for level in self.levels[first:]
         )
+
+    def nodes_from(self, first: int) -> int:
+        """How far from a place its flow depends on the nodes of the `first` level."""
+        return self._around(self.levels[first]) + self.reach_from(first + 1)
+
+    def _around(self, level: FlowLevel) -> int:
+        # Smoothing, the median of the nodes around, and one for the interpolation between nodes.
+        return (int(_SMOOTHING_REACH) + 3) * self.pitch(level)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,21 +202,22 @@ def estimate_flow(
     nodes = tuple(-(-n // config.stride) for n in fixed.shape)
     known = np.zeros((2, *nodes), np.float32)
     for n, level in enumerate(config.levels):
-        factor, stride = level.downsample, config.stride
+        factor, pitch = level.downsample, config.pitch(level)
         (a, in_a), (b, in_b) = (_shrink(image, mask, factor) for image, mask in finest)
-        grid = tuple(-(-s // stride) for s in a.shape)
+        grid = tuple(-(-s * factor // pitch) for s in a.shape)
+        coarser = pitch / config.stride
         found, peak, ratio = _look_up(
-            a, b, in_a, in_b, _regrid(known, factor, grid) / np.float32(factor), level, config,
-            _near_wanted(grid, wanted, stride * factor, config.reach_from(n)),
+            a, b, in_a, in_b, _regrid(known, coarser, grid) / np.float32(factor), level,
+            pitch // factor, config, _near_wanted(grid, wanted, pitch, config.nodes_from(n)),
         )  # fmt: skip
         good = _trusted(found, peak, ratio, config)
         found = np.where(good, found, np.float32(np.nan))
         if n + 1 < len(config.levels):
             filled = fill_smoothly(found, sigma=1.0) * np.float32(factor)
-            known = _regrid(filled, 1 / factor, nodes)
+            known = _regrid(filled, 1 / coarser, nodes)
     scale = np.float32(factor)
     start = (factor - 1) / 2
-    flow = CoordinateMap(found * scale, (start, start), float(stride * factor))
+    flow = CoordinateMap(found * scale, (start, start), float(pitch))
     return Flow(flow, peak, ratio)
 
 
@@ -276,11 +303,12 @@ def _look_up(
     moving_mask: Bools,
     known: Real,
     level: FlowLevel,
+    stride: int,
     config: FlowConfig,
     near: Bools,
 ) -> tuple[Real, Real, Real]:
     """Looks up a patch around each `near` node; vectors (2, h, w), NaN without a peak; ratios."""
-    patch, search, stride = level.patch, level.search, config.stride
+    patch, search = level.patch, level.search
     moved, moved_mask = _warp_by(moving, moving_mask, known, stride)
     pad = patch // 2 + search
     a, b, in_a, in_b = (

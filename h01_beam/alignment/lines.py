@@ -8,7 +8,8 @@ Membranes, myelin, vessels and organelles are dark as well, but bend, end, or ar
 only. So each piece is compared with both of its sides, as a share of these, which no gain or uneven
 light changes, and nearly all pieces of a line that is several um long must stand out. Bands of
 different widths are sought in images that are halved once more each. A fold is tissue seen through
-more tissue: dimmed, with its texture. In a gap there is none.
+more tissue: dimmed, with its texture. In a gap there is none. Parts that lie on one course are one
+line, though something between them hides it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ UNIT = 16
 _ORIENTATIONS = 16
 # Texture is compared at this quantile: borders of a band are steep, and tissue beside it dark.
 _SMOOTHER = 0.3
+# Tangent of the angle by which parts of one line may turn from one to the next: 15 degrees.
+_COURSE = 0.27
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,7 @@ def find_lines(image: Bytes, pixel_nm: float, config: LineConfig) -> Bytes:
             band |= there & (limit > 0) & (sign * (fine - limit) > 0)
         least = config.min_length_nm / 2 / (pixel_nm * factors[0])
         kind = _kinds(fine, there, _long(band, least), factors[-1] // factors[0], config.texture)
+        kind = _bridged(kind, least)
         # Cells have bright interiors too, and dendrites are straight: only gaps are smooth.
         found = np.maximum(found, np.where(kind == TEAR, kind, kind if sign < 0 else 0))
     large = cv2.resize(found, None, fx=factors[0], fy=factors[0], interpolation=cv2.INTER_NEAREST)
@@ -204,6 +208,67 @@ def _kinds(image: Real, there: Bools, band: Bools, scale: int, texture: float) -
         smooth = float(np.quantile(rough[mine], _SMOOTHER)) < texture * usual
         kinds[mine] = TEAR if smooth else FOLD
     return kinds
+
+
+def _bridged(kinds: Bytes, most: float) -> Bytes:
+    """Parts of one kind that lie on one course, joined to one line.
+
+    They do if the way from one's end to the other's nearest end is at most `most` pixels long, no
+    longer than either part, and keeps within `_COURSE` of the direction of both.
+    """
+    result = kinds.copy()
+    for kind in (FOLD, TEAR):
+        count, labels = cv2.connectedComponents((kinds == kind).astype(np.uint8), connectivity=8)
+        parts = [_Part.of(labels == n) for n in range(1, count)]
+        for n, a in enumerate(parts):
+            for b in parts[:n]:
+                ends = a.way_to(b, most)
+                if ends is not None:
+                    width = max(1, round(min(a.width, b.width)))
+                    (y0, x0), (y1, x1) = ends
+                    cv2.line(result, (x0, y0), (x1, y1), kind, width)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A band as a straight segment: its two ends (y, x) and how wide it is."""
+
+    ends: npt.NDArray[np.float64]
+    width: float
+
+    @classmethod
+    def of(cls, mask: Bools) -> _Part:
+        places = np.argwhere(mask).astype(np.float64)
+        middle = places.mean(axis=0)
+        _, axes = np.linalg.eigh(np.cov((places - middle).T))
+        along = (places - middle) @ axes[:, 1]
+        span = np.array([along.min(), along.max()])
+        return cls(middle + span[:, None] * axes[:, 1], len(places) / max(1.0, np.ptp(span)))
+
+    @property
+    def vector(self) -> npt.NDArray[np.float64]:
+        return np.asarray(self.ends[1] - self.ends[0])
+
+    def way_to(self, other: _Part, most: float) -> npt.NDArray[np.int64] | None:
+        """Where a part that goes on in another ends, and where that begins; else None."""
+        gaps = np.linalg.norm(self.ends[:, None] - other.ends, axis=2)
+        i, j = divmod(int(gaps.argmin()), 2)
+        way = other.ends[j] - self.ends[i]
+        lengths = [float(np.linalg.norm(part.vector)) for part in (self, other)]
+        if gaps[i, j] > min(most, *lengths):
+            return None
+        # Outwards from either end; a step sideways within their width turns nothing.
+        towards = (self.vector * (1 if i else -1), other.vector * (-1 if j else 1))
+        slack = max(self.width, other.width)
+        for vector, length in zip(towards, lengths, strict=True):
+            ahead = float(way @ vector) / length
+            aside = math.sqrt(max(0.0, float(way @ way) - ahead**2))
+            if ahead < -slack or aside > slack + _COURSE * max(0.0, ahead):
+                return None
+        if float(towards[0] @ towards[1]) < math.cos(math.atan(_COURSE)) * math.prod(lengths):
+            return None
+        return np.rint(np.stack([self.ends[i], other.ends[j]])).astype(np.int64)
 
 
 def _roughness(image: Real) -> Real:

@@ -177,7 +177,14 @@ def warp(
       inverse: the map; its first pixel is the one at `start`, its last at or before the last node.
       outside: for pixels that map nowhere or beyond the image.
     """
-    y, x = _dense_places(inverse)
+    return sample(image, dense_places(inverse), outside)
+
+
+def sample(
+    image: npt.NDArray[np.generic], places: tuple[Real, Real], outside: float = 0.0
+) -> npt.NDArray[np.generic]:
+    """An image, as in `warp`, at places of pixels: y and x, see `dense_places`."""
+    y, x = places
     # False beside NaN too.
     inside = (y >= 0) & (y <= image.shape[0] - 1) & (x >= 0) & (x <= image.shape[1] - 1)
     x, y = (np.where(inside, v, np.float32(0)) for v in (x, y))
@@ -185,35 +192,37 @@ def warp(
     return np.where(inside, seen, np.asarray(outside, image.dtype))
 
 
-def _dense_places(source: CoordinateMap) -> tuple[Real, Real]:
+def dense_places(source: CoordinateMap) -> tuple[Real, Real]:
     """Where a map leads from every pixel of its grid's box: y and x, (rows, columns) float32."""
-    to_rows, to_columns = (_upsampling(n, source.stride) for n in source.shape)
-    known = np.isfinite(source.vectors[0])
-    lost = to_rows @ (~known).astype(np.float32) @ to_columns.T > 0
-    starts = [
-        start + np.arange(len(matrix), dtype=np.float64)
-        for start, matrix in zip(source.start, (to_rows, to_columns), strict=True)
+    steps = [_between(n, source.stride) for n in source.shape]
+    vectors = source.vectors
+    # Columns first, while rows are few; no product of matrices, which would begin threads.
+    for axis in (2, 1):
+        low, part = steps[axis - 1]
+        high = np.minimum(low + 1, source.shape[axis - 1] - 1)
+        share = part if axis == 2 else part[:, None]
+        before, after = vectors.take(low, axis), vectors.take(high, axis)
+        # A node of no weight counts for nothing, NaN or not.
+        np.copyto(before, 0, where=share == 1)
+        np.copyto(after, 0, where=share == 0)
+        before *= 1 - share
+        after *= share
+        before += after
+        vectors = before
+    along = [
+        (start + np.arange(len(part), dtype=np.float64)).astype(np.float32)
+        for start, (_, part) in zip(source.start, steps, strict=True)
     ]
-    places = []
-    for axis, along in enumerate((starts[0][:, None], starts[1][None, :])):
-        vectors = np.where(known, source.vectors[axis], np.float32(0))
-        place = to_rows @ vectors @ to_columns.T
-        place += along.astype(np.float32)
-        place[lost] = np.nan
-        places.append(place)
-    return places[0], places[1]
+    vectors[0] += along[0][:, None]
+    vectors[1] += along[1]
+    return vectors[0], vectors[1]
 
 
-def _upsampling(nodes: int, stride: float) -> Real:
-    """(pixels, nodes) matrix of linear interpolation, from the first node to the last."""
+def _between(nodes: int, stride: float) -> tuple[npt.NDArray[np.int64], Real]:
+    """Of each pixel from the first node to the last: the node before, the share of the next."""
     place = np.arange(int((nodes - 1) * stride) + 1, dtype=np.float64) / stride
     low = np.minimum(place.astype(np.int64), max(nodes - 2, 0))
-    matrix = np.zeros((len(place), nodes), np.float32)
-    rows = np.arange(len(place))
-    matrix[rows, low] = 1 - (place - low)
-    if nodes > 1:
-        matrix[rows, low + 1] = place - low
-    return matrix
+    return low, (place - low).astype(np.float32)
 
 
 def _interpolate(source: CoordinateMap, points: Reals) -> Reals:

@@ -8,6 +8,7 @@ how the montage is cut into boxes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable
 
@@ -15,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.alignment.maps import CoordinateMap, invert, warp
+from h01_beam.alignment.maps import CoordinateMap, dense_places, invert, sample
 
 Real = npt.NDArray[np.float32]
 Reals = npt.NDArray[np.float64]
@@ -99,8 +100,9 @@ def render_montage(
             for a, n in zip(at, shape, strict=True)
         )
         into = tuple(slice(max(0, a.start), min(n, a.stop)) for a, n in zip(at, shape, strict=True))
-        share = warp(edge_weights(tile.mask), grid)[cut].astype(np.float32)
-        seen = warp(tile.image.astype(np.float32), grid)[cut].astype(np.float32)
+        places = dense_places(grid)
+        share = sample(edge_weights(tile.mask), places)[cut].astype(np.float32)
+        seen = sample(tile.image.astype(np.float32), places)[cut].astype(np.float32)
         total[into] += seen * share
         weight[into] += share
     there = weight > 0
@@ -110,6 +112,17 @@ def render_montage(
 
 def edge_weights(mask: Bools) -> Real:
     """(h, w) float32 weights, 0 outside of the mask and rising to 1 within `BLEND` pixels."""
+    return _whole_weights(mask.shape) if mask.all() else _edge_weights(mask)
+
+
+@functools.lru_cache(maxsize=4)
+def _whole_weights(shape: tuple[int, int]) -> Real:
+    weights = _edge_weights(np.ones(shape, np.bool_))
+    weights.setflags(write=False)
+    return weights
+
+
+def _edge_weights(mask: Bools) -> Real:
     framed = np.pad(mask.astype(np.uint8), 1)
     depth = cv2.distanceTransform(framed, cv2.DIST_L2, 3)[1:-1, 1:-1]
     # What one tile alone shows is seen up to its very edge.

@@ -153,6 +153,10 @@ def test_images_of_two_shapes_are_refused():
     [
         ({'stride': 0}, 'flow.stride is 0'),
         ({'levels': ()}, 'flow.levels is empty'),
+        (
+            {'levels': (FlowLevel(downsample=1, patch=16, search=4, stride=8),)},
+            'flow.levels ends with stride 8: must be that of the flow, 16',
+        ),
         ({'contrast_sigma': 0.0}, 'flow.contrast_sigma is 0.0'),
         ({'min_peak': 1.5}, 'flow.min_peak is 1.5'),
         ({'min_peak_ratio': 0.5}, 'flow.min_peak_ratio is 0.5'),
@@ -163,16 +167,19 @@ def test_a_config_that_makes_no_sense_is_refused(fields, told):
         FlowConfig(**fields)
 
 
-@pytest.mark.parametrize('fields', [{'downsample': 0}, {'patch': 7}, {'patch': 6}, {'search': 1}])
+@pytest.mark.parametrize(
+    'fields', [{'downsample': 0}, {'patch': 7}, {'patch': 6}, {'search': 1}, {'stride': 0}]
+)
 def test_a_level_that_makes_no_sense_is_refused(fields):
     (name,) = fields
     with pytest.raises(ValueError, match=f'flow.levels.{name} is {fields[name]}'):
         FlowLevel(**{'downsample': 1, 'patch': 64, 'search': 8, **fields})
 
 
-def test_blocks_find_what_the_whole_section_does():
+@pytest.mark.parametrize('coarse_stride', [None, 4])
+def test_blocks_find_what_the_whole_section_does(coarse_stride):
     levels = (
-        FlowLevel(downsample=2, patch=24, search=8),
+        FlowLevel(downsample=2, patch=24, search=8, stride=coarse_stride),
         FlowLevel(downsample=1, patch=24, search=4),
     )
     config = AlignConfig(flow=dataclasses.replace(CONFIG, levels=levels, contrast_sigma=6.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -54,6 +55,26 @@ def test_a_fold_is_dimmed_tissue(tissue, angle, width):
     inner[:120] = inner[-120:] = inner[:, :120] = inner[:, -120:] = False
     assert (found[inner] > 0).mean() > 0.8
     assert (found[~line(angle, 2.5 * width + 8)] > 0).mean() < 1e-3
+
+
+def parts_of(image: np.ndarray) -> int:
+    found = find_lines(image.astype(np.uint8), PIXEL, CONFIG)
+    return cv2.connectedComponents((found > 0).astype(np.uint8))[0] - 1
+
+
+def test_what_hides_a_piece_of_a_fold_does_not_make_it_two(tissue):
+    image = np.where(line(37, 10), 0.35 * tissue, tissue)
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+    # A vessel, 1.9 um wide, between pieces of 10 um and more.
+    image[np.hypot(y, x) < 30] = 205
+    assert parts_of(image) == 1
+
+
+@pytest.mark.parametrize(('angle', 'shift'), [(37, 60), (80, 0)])
+def test_lines_on_another_course_are_others(tissue, angle, shift):
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+    first, second = line(37, 10) & (x < -40), np.roll(line(angle, 10), shift, 0) & (x > 20)
+    assert parts_of(np.where(first | second, 0.35 * tissue, tissue)) == 2
 
 
 @pytest.mark.parametrize('grey', [40.0, 235.0])

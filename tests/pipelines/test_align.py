@@ -1,6 +1,8 @@
 """`python -m pipelines.align` with input that is not as it should be: refused, or told of."""
 
 import json
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -263,3 +265,27 @@ def test_an_acquisition_of_next_to_nothing_is_reported(tmp_path, usable):
     assert [s['good'] for s in sections] == [usable, 0]
     assert sections[1]['state'] == 'missing' and sections[0]['state'] != 'placed'
     assert sections[1]['reason'] == 'all 9 tiles are bad or missing'
+
+
+@pytest.mark.slow
+def test_the_number_of_workers_changes_no_byte(tmp_path, repository):
+    write_csv(tmp_path / 'tiles.csv', listed(tmp_path, range(3)))
+    (tmp_path / 'align.yaml').write_text(CONFIG)
+
+    def stored(workers):
+        run = tmp_path / f'run_{workers}'
+        command = [
+            sys.executable, '-m', 'pipelines.align', '--config', f'{tmp_path}/align.yaml',
+            '--set', f'tiles.source={tmp_path}/tiles.csv', '--run_dir', str(run),
+            f'--direct_num_workers={workers}',
+        ]  # fmt: skip
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        files = (f for part in ('volumes', 'tables') for f in (run / part).rglob('*'))
+        return {str(f.relative_to(run)): f.read_bytes() for f in files if f.is_file()}
+
+    one, two = stored(1), stored(2)
+    assert sum('volumes/image/' in name for name in one) > 3
+    assert sum(name.endswith('.parquet') for name in one) > 30
+    assert one.keys() == two.keys()
+    assert [name for name, data in one.items() if data != two[name]] == []
