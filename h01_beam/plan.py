@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -143,9 +143,10 @@ def plan_stage(
       ValueError: halo, bounds, alignment or memory do not fit, or the output lies on the input;
         the message says what to change.
     """
-    items: dict[str, Read | Write] = {**reads, **writes}
+    # A read and a write may have one name.
+    items: list[tuple[str, Read | Write]] = [*reads.items(), *writes.items()]
     _check_by(stage, reads, table_reads or {})
-    for name, item in items.items():
+    for name, item in items:
         run.resources.check_reachable(f'stage {stage}: {name!r}', item.spec.path)
     _check_halo(stage, grid)
     _check_bounds(stage, grid, items)
@@ -158,7 +159,7 @@ def plan_stage(
     what = f'{concurrency} blocks of {grid.largest_read} (halo included)'
     check_memory(stage, memory, what, run.resources_of(stage))
     traffic = (
-        *(_volume_traffic(name, item, grid, run) for name, item in items.items()),
+        *(_volume_traffic(name, item, grid, run) for name, item in items),
         *(_table_traffic(name, read, grid) for name, read in (table_reads or {}).items()),
         *(
             Traffic(name=name, spec=None, writes=True, voxels=0, objects=len(grid), grid=grid)
@@ -202,8 +203,8 @@ def _check_halo(stage: str, grid: BlockGrid) -> None:
             )
 
 
-def _check_bounds(stage: str, grid: BlockGrid, items: Mapping[str, Read | Write]) -> None:
-    for name, item in items.items():
+def _check_bounds(stage: str, grid: BlockGrid, items: Sequence[tuple[str, Read | Write]]) -> None:
+    for name, item in items:
         for block in (grid.block(0), grid.block(len(grid) - 1)):
             box = item.planned_box(block)
             if box and not item.spec.bounds.contains(box):

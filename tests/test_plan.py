@@ -50,6 +50,13 @@ def test_what_a_stage_would_cost(run):
     assert plan.since is None
 
 
+def test_a_read_and_a_write_of_one_name_both_count(run):
+    reads, writes = {'labels': Read(IMAGE)}, {'labels': Write(LABELS)}
+    plan = plan_stage(None, 'stage', GRID, reads, writes, 3, run, 'config')
+    assert plan.read_bytes == make_plan(run).read_bytes > 0
+    assert plan.write_bytes == make_plan(run).write_bytes
+
+
 def test_a_stage_resumes_where_nothing_differs(run, tmp_path):
     record = StageRecord(grid=GRID, generation=1, config='config', since=12.0)
     labels = dataclasses.replace(LABELS, uri=f'{tmp_path}/labels|zarr3:')

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from h01_beam import config as config_lib
+from h01_beam.alignment.job import AlignJob
 from h01_beam.forecast import prices, rates
 from pipelines import launch, plan, status
 from tests.forecast.example import CONFIGS, DATASET, FLEET, PRICES, RATES, segment_job
@@ -75,6 +76,13 @@ def test_a_plan_needs_something_to_plan(capsys):
 def test_the_files_that_ship_are_read():
     config = config_lib.from_dict(plan.PlanConfig, config_lib.load(str(CONFIGS / 'plan/h01.yaml')))
     assert config.dataset.bytes == 1_400_000_000_000_000 and config.dataset.shape[0] == 5300
+    align = next(job for job in config.jobs if job.job == 'align')
+    settings = config_lib.load(str(CONFIGS.parents[1] / align.config), ['tiles.source=planned'])
+    job = config_lib.from_dict(AlignJob, settings)
+    # What is segmented has the chunks that alignment writes; blocks are of whole chunks.
+    assert config.dataset.chunk == (1, *job.align.chunk)
+    for size in (*job.align.block, *job.align.rough_block, *job.stitch.montage_block):
+        assert size % job.align.chunk[0] == size % job.stitch.montage_chunk[0] == 0
     price = prices.load(str(CONFIGS.parents[1] / config.prices))
     assert price.as_of in config.prices and price.storage_class('standard').class_a_1000 > 0
 
