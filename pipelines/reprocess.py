@@ -31,6 +31,7 @@ from absl import app
 from h01_beam import generations, layers, quarantine, storage
 from h01_beam.alignment.job import AlignJob
 from h01_beam.config import apply_overrides, from_dict
+from h01_beam.ledger import join_markers
 from h01_beam.lock import Lock
 from h01_beam.preview import preview
 from h01_beam.run import Run
@@ -200,14 +201,24 @@ def _settle(run_dir: str) -> None:
 def _told(folder: str, changes: Changes) -> dict[str, Any]:
     content = json.loads(storage.read_bytes(storage.join(folder, 'report.json')))
     stages = {
-        name: {key: summary.get(key) for key in ('blocks', 'blocks_run', 'blocks_reused')}
-        for name, summary in content['stages'].items()
+        name: _count_blocks(folder, name, summary) for name, summary in content['stages'].items()
     }
     return {
         'inputs': dataclasses.asdict(changes),
         'stages': stages,
         'version': _manifest(folder)['version'],
     }
+
+
+def _count_blocks(folder: str, stage: str, summary: dict[str, Any]) -> dict[str, int]:
+    """How many blocks of a stage the generation has done, in however many attempts."""
+    inner, _, name = stage.rpartition('/')
+    path = storage.join(folder, *filter(None, (inner, 'ledger', name)))
+    blocks = summary.get('blocks', 0)
+    run = sum(1 for _ in storage.own_files(join_markers(path)))
+    # A stage over all blocks at once has one marker for them.
+    run = run or summary.get('blocks_run', 0)
+    return {'blocks': blocks, 'blocks_run': run, 'blocks_reused': blocks - run}
 
 
 def _manifest(folder: str) -> dict[str, Any]:
@@ -233,8 +244,8 @@ def show_history(run_dir: str) -> None:
         told = ''
         if 'inputs' in event:
             told += ', '.join(f'{len(v)} {k}' for k, v in event['inputs'].items() if v)
-            run = sum(stage['blocks_run'] or 0 for stage in event['stages'].values())
-            reused = sum(stage['blocks_reused'] or 0 for stage in event['stages'].values())
+            run = sum(stage['blocks_run'] for stage in event['stages'].values())
+            reused = sum(stage['blocks_reused'] for stage in event['stages'].values())
             told += f'; {run:,} blocks run, {reused:,} kept'
         print(f'{when}  {event["event"]:<10}{event["from"] or "first"} -> '
               f'{event["to"] or "first"}  {told}')  # fmt: skip
