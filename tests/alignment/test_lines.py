@@ -45,8 +45,11 @@ def test_tissue_alone_has_none(tissue):
     assert kinds_of(tissue) == {0}
 
 
-@pytest.mark.parametrize('angle', [0, 37, 118])
-@pytest.mark.parametrize('width', [5, 16])
+@pytest.mark.parametrize(
+    ('width', 'angle'),
+    [(5, 0), (16, 37), *(pytest.param(*case, marks=pytest.mark.slow)
+                         for case in ((5, 37), (5, 118), (16, 0), (16, 118)))],
+)  # fmt: skip
 def test_a_fold_is_dimmed_tissue(tissue, angle, width):
     band = line(angle, width)
     found = find_lines(np.where(band, 0.35 * tissue, tissue).astype(np.uint8), PIXEL, CONFIG)
