@@ -167,7 +167,12 @@ class MapBlocks(beam.PTransform):
             record = dataclasses.replace(record, generation=previous.generation + 1)
         elif previous and dataclasses.replace(record, since=previous.since) == previous:
             record = previous
-        if previous and previous.grid.shape != self._grid.shape:
+        elif (
+            previous and self.config_hash == previous.config and previous.grid.grows_to(self._grid)
+        ):
+            # Blocks of the sections that were there have not become stale.
+            record = dataclasses.replace(record, since=previous.since)
+        if previous and not previous.grid.grows_to(self._grid):
             for name in self._table_writes:
                 forget_blocks(self._run, name, previous.grid, self._grid)
         record.write(self._ledger)

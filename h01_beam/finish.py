@@ -242,7 +242,7 @@ class FinishRun(beam.PTransform):
     ):
         super().__init__(label='Report')
         self._summaries = run.summaries
-        self._path = run.path
+        self._path, self._attempt = run.path, run.attempt
         self._stages = [plan.name for plan in run.all_plans()]
         self._figures = list(figures)
         self._highlights = highlights
@@ -257,6 +257,7 @@ class FinishRun(beam.PTransform):
             | 'Write'
             >> beam.Map(
                 _write_report,
+                self._attempt,
                 self._stages,
                 self._figures,
                 self._highlights,
@@ -268,6 +269,7 @@ class FinishRun(beam.PTransform):
 
 def _write_report(
     path: str,
+    attempt: str,
     stages: Sequence[str],
     figures: Sequence[Callable[[str], Mapping[str, str]]],
     highlights: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None,
@@ -275,6 +277,7 @@ def _write_report(
     sections: Callable[[str], list[dict[str, Any]]] | None,
 ) -> str:
     content = report.collect(path, stages)
+    content['attempt'] = attempt
     missing = quarantine.explain(content['stages'])
     if missing:
         # Scores and pictures would be of what is not there.

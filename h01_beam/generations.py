@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
+from h01_beam import config as config_lib
 from h01_beam import layers, storage
 
 CURRENT, HISTORY = 'current.json', 'history'
@@ -36,17 +38,41 @@ def resolve(path: str) -> str:
     """
     if layers.name_of(path):
         return path
-    head, slash, rest = path.partition('/volumes/')
-    return storage.join(current(head), 'volumes', rest) if slash and _current_name(head) else path
+    run_dir, slash, _ = path.rpartition('/volumes/')
+    # A run may lie within another, such as RUN_DIR/baseline/evaluation.
+    while slash and run_dir.count('/') > 2:
+        if _current_name(run_dir):
+            return current(run_dir) + path[len(run_dir) :]
+        run_dir = run_dir.rpartition('/')[0]
+    return path
 
 
-def begin(run_dir: str) -> str:
+def exist(run_dir: str) -> bool:
+    """Whether a run has generations beside the first, present or not."""
+    return bool(storage.list_folders(storage.join(run_dir, layers.FOLDER)))
+
+
+def attempt(config: Any, inputs: Mapping[str, str]) -> str:
+    """A hash of what a run is of: configuration and inputs."""
+    return config_lib.fingerprint([config_lib.as_dict(config), sorted(inputs.items())])
+
+
+def begin(run_dir: str, of: str | None = None) -> str:
     """Folder of a generation to fill, over the present one.
 
-    The one that was begun and not committed, if there is one; else a new one.
+    The one that was begun and not committed, if it is of the same configuration and inputs; else a
+    new one: an engine may still be at work on the old one, of which the launcher has died.
+
+    Args:
+      run_dir: the run.
+      of: their hash, see `attempt`; None: a new generation in any case.
     """
     run_dir = storage.absolute(run_dir)
-    pending = unfinished(run_dir)
+    pending = unfinished(run_dir) if of is not None else None
+    if pending and storage.exists(storage.join(pending, 'run.json')):
+        manifest = json.loads(storage.read_bytes(storage.join(pending, 'run.json')))
+        if storage.find(storage.join(pending, 'run.json')).startswith(pending):
+            pending = pending if manifest.get('attempt') == of else None
     if pending:
         return pending
     parent = _current_name(run_dir)

@@ -196,6 +196,12 @@ class BlockGrid:
         """The block of a rank."""
         return self[self.index(linear)]
 
+    def grows_to(self, other: BlockGrid) -> bool:
+        """Whether another grid has these blocks, by the same numbers, and perhaps more along z."""
+        same = (self.block_shape, self.halo, self.bounds.start, self.bounds.shape[1:])
+        theirs = (other.block_shape, other.halo, other.bounds.start, other.bounds.shape[1:])
+        return same == theirs and self.bounds.shape[0] <= other.bounds.shape[0]
+
     def touching(self, box: BoundingBox) -> Iterator[Block]:
         """Blocks whose core shares a voxel with `box`, in zyx order."""
         inside = box.intersection(self.bounds)

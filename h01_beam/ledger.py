@@ -16,7 +16,7 @@ import posixpath
 from collections.abc import Iterable, Mapping
 
 from h01_beam import config as config_lib
-from h01_beam import storage
+from h01_beam import layers, storage
 from h01_beam.geometry import BlockGrid, Triple
 from h01_beam.volume_spec import VolumeSpec, VolumeUri
 
@@ -154,24 +154,48 @@ class Provenance:
             path = posixpath.relpath(path, spec.path)
         grid = config_lib.as_dict(self.grid) if self.grid else None
         record = {'ledger': path, 'generation': self.generation, 'grid': grid}
-        storage.write_bytes(_provenance_file(spec), json.dumps(record).encode())
+        storage.write_bytes(_provenance_file(spec.path, spec.mip), json.dumps(record).encode())
 
     @classmethod
     def read(cls, spec: VolumeSpec) -> Provenance | None:
         """That of a volume; None if no run made it, so that no run may make it anew."""
         if VolumeUri.parse(spec.uri).driver not in ('neuroglancer-precomputed', 'zarr3'):
             return None
+        return cls.at(spec.path, spec.mip)
+
+    @classmethod
+    def at(cls, folder: str, mip: int) -> Provenance | None:
+        """That of a level of the volume in a folder."""
         try:
-            record = json.loads(storage.read_bytes(_provenance_file(spec)))
+            place = storage.find(_provenance_file(folder, mip))
+            record = json.loads(storage.read_bytes(place))
         except FileNotFoundError:
             return None
         grid = config_lib.from_dict(BlockGrid, record['grid']) if record['grid'] else None
         path = record['ledger']
         if not storage.is_remote(path):
-            head = 'gs://' if storage.is_remote(spec.path) and not path.startswith('/') else ''
-            path = head + posixpath.normpath(posixpath.join(spec.path.removeprefix(head), path))
+            # From where the file lies, which may be a layer beneath; what lies within that layer is
+            # seen from the one that was asked for.
+            base = place.rpartition('/')[0]
+            head = 'gs://' if storage.is_remote(base) and not path.startswith('/') else ''
+            path = head + posixpath.normpath(posixpath.join(base.removeprefix(head), path))
+            path = _seen_from(folder, place, path)
         return cls(Ledger(path), record['generation'], grid)
 
 
-def _provenance_file(spec: VolumeSpec) -> str:
-    return storage.join(spec.path, f'provenance_{spec.mip}.json')
+def _seen_from(folder: str, place: str, path: str) -> str:
+    """A path of the layer that a file lies in, in the layer of the folder that it was looked up in.
+
+    One that leads out of the run stays as it is.
+    """
+    if not layers.name_of(folder):
+        return path
+    root = layers.root_of(folder)
+    beneath, above = (layers.folder(root, layers.name_of(p)) for p in (place, folder))
+    if not storage.is_remote(beneath):
+        beneath = posixpath.normpath(beneath)
+    return above + path[len(beneath) :] if path.startswith(f'{beneath}/') else path
+
+
+def _provenance_file(folder: str, mip: int) -> str:
+    return storage.join(folder, f'provenance_{mip}.json')

@@ -39,29 +39,29 @@ class Lock:
         self._file: Any = None
         self._generation = 0
         self._ended, self._lost = threading.Event(), False
+        self._renewed_at, self._renewing = time.monotonic(), threading.Lock()
 
     def __enter__(self) -> Self:
         (self._enter_bucket if storage.is_remote(self._path) else self._enter_local)()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        with self._renewing:
+            self._ended.set()
         if self._file is not None:
             # Not deleted: another process may already wait at this very file.
             self._file.truncate(0)
             self._file.close()
             return
-        self._renewal.join()
         if not self._lost:
-            with contextlib.suppress(FileNotFoundError):
-                objects.delete(self._path)
+            objects.delete_if(self._path, self._generation)
 
     def check(self) -> None:
         """Raises a LockedError if the lock has been lost meanwhile, for want of renewal."""
+        if self._file is None:
+            self._renew()
         if self._lost:
-            raise LockedError(
-                f'{self._path} was taken over by another process: nothing was changed'
-            )
+            raise LockedError(f'{self._path}: was taken over by another process')
 
     def _enter_local(self) -> None:
         path = storage.local_path(self._path)
@@ -88,17 +88,28 @@ class Lock:
             found = objects.write_if(self._path, self._text().encode(), blob.generation)
             if found is None:
                 raise self._refusal(text)
-        self._generation = found
-        self._renewal = threading.Thread(target=self._renew, daemon=True)
-        self._renewal.start()
+        self._generation, self._renewed_at = found, time.monotonic()
+        threading.Thread(target=self._go_on_renewing, daemon=True).start()
+
+    def _go_on_renewing(self) -> None:
+        while not self._ended.wait(RENEW_S) and not self._lost:
+            # A bucket that does not answer may do so again before the lock is stale.
+            with contextlib.suppress(OSError):
+                self._renew()
 
     def _renew(self) -> None:
-        while not self._ended.wait(RENEW_S):
+        with self._renewing:
+            if self._ended.is_set() or self._lost:
+                return
+            if time.monotonic() - self._renewed_at > STALE_S:
+                self._lost = True
+                return
+            asked = time.monotonic()
             found = objects.write_if(self._path, self._text().encode(), self._generation)
             if found is None:
                 self._lost = True
-                return
-            self._generation = found
+            else:
+                self._generation, self._renewed_at = found, asked
 
     def _text(self) -> str:
         return json.dumps({**self._owner, 'renewed': time.time()})

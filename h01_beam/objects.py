@@ -97,6 +97,22 @@ def delete(path: str) -> None:
         _blob(path).delete(**_patience())
 
 
+def delete_if(path: str, generation: int) -> bool:
+    """Deletes an object if it has this generation; returns whether it did."""
+    from google.api_core import exceptions
+
+    try:
+        with _errors(path):
+            _blob(path).delete(if_generation_match=generation, **_patience())
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if not isinstance(error.__cause__, exceptions.PreconditionFailed):
+            raise
+        return False
+    return True
+
+
 def metadata(path: str) -> Any:
     """A blob with all that the bucket tells of it, for example `size` and `generation`."""
     with _errors(path):

@@ -197,6 +197,7 @@ class Run:
       policy: what is done about blocks that fail.
       plans: the stages so far, in order of construction.
       processes: what workers do in those of them that go block by block (`h01_beam.work`).
+      attempt: hash of configuration and inputs, once the manifest is written.
       summaries: one PCollection per stage; the final report waits for them.
       inner: runs within this one; see `h01_beam.subrun`.
     """
@@ -217,6 +218,7 @@ class Run:
         self.policy = policy
         self.plans: list[StagePlan] = []
         self.processes: list[Any] = []
+        self.attempt = ''
         self.summaries: list[Any] = []
         self.inner: list[Run] = []
         resources.check_reachable('run_dir', self.path)
@@ -265,7 +267,7 @@ class Run:
           ValueError: the directory is that of a run of another job, or has later generations.
         """
         path = storage.join(self.path, 'run.json')
-        if generations.current(self.path) != self.path and not layers.name_of(self.path):
+        if not layers.name_of(self.path) and generations.exist(self.path):
             raise ValueError(
                 f'run_dir is {self.path!r}: later generations lie over it, which would change with '
                 'it; use pipelines.reprocess, or choose another run_dir'
@@ -286,9 +288,11 @@ class Run:
             # Relative paths in the configuration start here.
             'directory': os.getcwd(),
             'models': dict(models),
-            'inputs': dict(inputs()),
+            'inputs': (listed := dict(inputs())),
+            'attempt': generations.attempt(config, listed),
             'resources': config_lib.as_dict(self.hardware),
         }
+        self.attempt = str(manifest['attempt'])
         text = json.dumps(manifest, indent=1, sort_keys=True)
         storage.write_bytes(path, text.encode())
 

@@ -189,23 +189,25 @@ def list_times(prefix: str, suffix: str = '', timed: bool = True) -> Iterator[tu
       timed: whether times are asked for, which costs a call for each local file; else they are 0.
     """
     layered = places(prefix)
+    if len(layered) == 1:
+        for path, written, _ in _list(prefix, suffix, timed):
+            yield path, written
+        return
     # By name, and of one name the uppermost first.
-    merged = heapq.merge(*(_named(depth, layer, suffix, timed) for depth, layer in
-                           enumerate(layered)))  # fmt: skip
+    merged = heapq.merge(*(_named(depth, folder, suffix) for depth, folder in enumerate(layered)))
     previous = None
-    for name, depth, path, written in merged:
-        hidden = depth < len(layered) - 1 and _is_tombstone(path)
+    for name, depth, path, written, length in merged:
+        top = depth < len(layered) - 1
+        hidden = top and length == len(layers.TOMBSTONE) and _is_tombstone(path)
         if name != previous and not hidden:
             yield _as_listed(prefix) + name, written
         previous = name
 
 
-def _named(
-    depth: int, folder: str, suffix: str, timed: bool
-) -> Iterator[tuple[str, int, str, float]]:
-    """Files of one of several layers: name below the folder, which layer, path, time."""
-    for path, written in _list(folder, suffix, timed):
-        yield path[len(_as_listed(folder)) :], depth, path, written
+def _named(depth: int, folder: str, suffix: str) -> Iterator[tuple[str, int, str, float, int]]:
+    """Files of one of several layers: name below the folder, which layer, path, time, length."""
+    for path, written, length in _list(folder, suffix, timed=True):
+        yield path[len(_as_listed(folder)) :], depth, path, written, length
 
 
 def list_folders(prefix: str) -> list[str]:
@@ -213,15 +215,17 @@ def list_folders(prefix: str) -> list[str]:
     return sorted({name for place in places(prefix) for name in _list_folders(place)})
 
 
-def _list(prefix: str, suffix: str, timed: bool) -> Iterator[tuple[str, float]]:
-    """`list_times` of one layer."""
+def _list(prefix: str, suffix: str, timed: bool) -> Iterator[tuple[str, float, int]]:
+    """Path, time and length of the files of one layer; the last two 0 if not timed."""
     if is_remote(prefix):
         for blob in objects.Listing(prefix):
             if blob.name.endswith(suffix):
-                yield f'gs://{blob.bucket.name}/{blob.name}', blob.updated.timestamp()
+                path = f'gs://{blob.bucket.name}/{blob.name}'
+                yield path, blob.updated.timestamp(), int(blob.size)
         return
     for path in _list_local(_as_listed(prefix), suffix):
-        yield path, os.stat(path).st_mtime if timed else 0.0
+        stat = os.stat(path) if timed else None
+        yield (path, stat.st_mtime, stat.st_size) if stat else (path, 0.0, 0)
 
 
 def _as_listed(prefix: str) -> str:
@@ -294,7 +298,7 @@ def delete(path: str) -> None:
 
 def own_files(folder: str) -> Iterator[str]:
     """Paths of all files below a folder, without those of layers beneath."""
-    return (path for path, _ in _list(folder, '', timed=False))
+    return (path for path, _, _ in _list(folder, '', timed=False))
 
 
 def delete_own(path: str) -> bool:

@@ -23,9 +23,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import tensorstore as ts
 
-from h01_beam import formats, objects, ome_zarr, precomputed, storage
+from h01_beam import formats, layers, objects, ome_zarr, precomputed, storage
 from h01_beam.geometry import BoundingBox, Triple
 from h01_beam.layered import LayeredArray
+from h01_beam.ledger import Provenance
 from h01_beam.volume_spec import (
     CHUNKED,
     Kind,
@@ -100,11 +101,11 @@ class Volume:
         spec = cls.check(spec)
         parsed = VolumeUri.parse(spec.uri)
         if cls.is_there(spec):
-            if parsed.driver == 'neuroglancer-precomputed':
-                _own_info(parsed)
+            _own_metadata(parsed)
             return cls.open(spec.uri), False
         if cls.can_grow(spec):
-            _grow_precomputed(spec, parsed)
+            grow = _grow_zarr3 if parsed.driver == 'zarr3' else _grow_precomputed
+            grow(spec, parsed)
             return cls.open(spec.uri), False
         make = _create_zarr3 if parsed.driver == 'zarr3' else _create_precomputed
         make(spec, parsed)
@@ -152,10 +153,11 @@ class Volume:
     def can_grow(cls, spec: VolumeSpec) -> bool:
         """Whether there is what `spec` describes but for the last sections, and `create` adds them.
 
-        Only where no chunk changes its name or its extent: Neuroglancer's format without shards,
-        whose present end is one of chunks.
+        Only where no chunk changes its name or its extent: zarr, or Neuroglancer's format without
+        shards, whose present end is one of chunks.
         """
-        if VolumeUri.parse(spec.uri).driver != 'neuroglancer-precomputed' or spec.shard:
+        zarr3 = VolumeUri.parse(spec.uri).driver == 'zarr3'
+        if spec.shard and not zarr3:
             return False
         try:
             found = cls.open(spec.uri).spec
@@ -163,7 +165,7 @@ class Volume:
             return False
         count = found.shape[0]
         shape = (spec.shape[0], *found.shape[1:])
-        less = count < shape[0] and count % found.chunk[0] == 0
+        less = count < shape[0] and count % found.write_unit[0] == 0
         return less and dataclasses.replace(found, shape=shape) == check_spec(spec)
 
     def read(self, box: BoundingBox) -> np.ndarray:
@@ -282,15 +284,43 @@ def _create_precomputed(spec: VolumeSpec, parsed: VolumeUri) -> None:
     storage.write_bytes(path, json.dumps(info).encode())
 
 
-def _own_info(parsed: VolumeUri) -> None:
-    """Gives a generation metadata of its own for what it will write."""
-    path = storage.join(parsed.path, 'info')
-    if storage.find(path) != path:
-        storage.write_bytes(path, storage.read_bytes(path))
+def _own_metadata(parsed: VolumeUri) -> None:
+    """Gives a generation metadata of its own for what it will write.
+
+    Levels of the pyramid that another run made stay behind: nobody will bring them up to date.
+    """
+    if parsed.driver == 'zarr3':
+        paths = [storage.join(parsed.path, 'zarr.json')]
+        paths.append(storage.join(ome_zarr.read_level(parsed)[1], 'zarr.json'))
+    else:
+        paths = [storage.join(parsed.path, 'info')]
+    for path in paths:
+        data = storage.read_bytes(path)
+        if storage.find(path) != path:
+            storage.write_bytes(path, _without_foreign_levels(data, parsed))
+
+
+def _without_foreign_levels(data: bytes, parsed: VolumeUri) -> bytes:
+    info = json.loads(data)
+    for mip in range(1, len(info.get('scales', ()))):
+        provenance = Provenance.at(parsed.path, mip)
+        root = layers.root_of(parsed.path)
+        if provenance is None or not provenance.ledger.path.startswith(f'{root}/'):
+            return json.dumps({**info, 'scales': info['scales'][:mip]}).encode()
+    return data
+
+
+def _grow_zarr3(spec: VolumeSpec, parsed: VolumeUri) -> None:
+    _own_metadata(parsed)
+    path = storage.join(ome_zarr.read_level(parsed)[1], 'zarr.json')
+    metadata = read_json(path, parsed)
+    metadata['shape'] = ome_zarr.array_metadata(spec)['shape']
+    storage.write_bytes(path, json.dumps(metadata).encode())
 
 
 def _grow_precomputed(spec: VolumeSpec, parsed: VolumeUri) -> None:
     """Gives a level its new extent; levels above keep theirs until they grow too."""
+    _own_metadata(parsed)
     path = storage.join(parsed.path, 'info')
     info = read_json(path, parsed)
     info['scales'][parsed.mip] |= {'size': precomputed.scale_of(spec)['size']}
@@ -309,8 +339,11 @@ def _drop_levels(info_path: str, mip: int) -> dict[str, Any]:
 
 def _open_zarr(parsed: VolumeUri) -> Volume:
     scale_nm, array_path = ome_zarr.read_level(parsed)
-    driver = 'zarr3' if parsed.driver == 'zarr3' else 'zarr'
-    array = _tensorstore_open({'driver': driver, 'kvstore': _kvstore(array_path)}, parsed)
+    own, *beneath = storage.places(array_path)
+    folder = own
+    if beneath:
+        folder = storage.find(storage.join(own, 'zarr.json')).rpartition('/')[0]
+    array = _open_zarr_array(folder, parsed)
     channels = 1
     while array.rank > 3 and array.shape[0] == 1:
         array, scale_nm = array[0], scale_nm and scale_nm[1:]
@@ -336,8 +369,23 @@ def _open_zarr(parsed: VolumeUri) -> Volume:
         kind=attributes.get('kind', guess_kind(dtype)),
         channels=channels,
     )
-    moved = array.translate_to[(0,) * (array.rank - 3) + start]
-    return Volume(spec, moved, _hash([array.spec().to_json(), scale_nm]))
+
+    def arranged(array: Any) -> Any:
+        while array.rank > 3 and array.shape[0] == 1:
+            array = array[0]
+        return array.translate_to[(0,) * (array.rank - 3) + start]
+
+    fingerprint = _hash([array.spec().to_json(), scale_nm])
+    if not beneath:
+        return Volume(spec, arranged(array), fingerprint)
+    level = array_path[len(parsed.path) :]
+    layered = LayeredArray(spec, lambda path: arranged(_open_zarr_array(path + level, parsed)))
+    return Volume(spec, layered, fingerprint, own=arranged(array) if folder == own else _ReadOnly())
+
+
+def _open_zarr_array(folder: str, parsed: VolumeUri) -> Any:
+    driver = 'zarr3' if parsed.driver == 'zarr3' else 'zarr'
+    return _tensorstore_open({'driver': driver, 'kvstore': _kvstore(folder)}, parsed)
 
 
 def _create_zarr3(spec: VolumeSpec, parsed: VolumeUri) -> None:

@@ -94,6 +94,9 @@ class ProcessBlocks(beam.DoFn):
         self._chained = chained
         # Only the path is needed on a worker: a Run holds PCollections, which do not travel.
         self._run_path, self._policy = run.path, run.policy
+        # Where the data go: a volume may lie in a generation of another run.
+        places = [write.spec.path for write in writes.values()] or [run.path]
+        self._layer = layers.name_of(places[0])
         self._wants_block = 'block' in inspect.signature(function).parameters
         self._blocks_run = beam.metrics.Metrics.counter(stage, 'blocks_run')
         self._blocks_left_out = beam.metrics.Metrics.counter(stage, 'blocks_left_out')
@@ -331,7 +334,7 @@ class ProcessBlocks(beam.DoFn):
                 **self._troubles(attempt),
                 'peak_memory_bytes': worker.peak_memory_bytes(),
             },
-            layer=layers.name_of(self._run_path),
+            layer=self._layer,
         )
         self.ledger.write(block.index, marker)
         return marker

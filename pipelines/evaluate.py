@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
             storage.check_writable('the folder of --output', folder)
         evaluation = Evaluation(
             segmentation=Volume.open(generations.resolve(args.segmentation)).spec,
-            truth=Volume.open(args.truth).spec,
+            truth=Volume.open(generations.resolve(args.truth)).spec,
             image=Volume.open(generations.resolve(args.image)).spec if args.image else None,
             output=args.output,
             voxel_size_nm=args.voxel_size_nm,

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app
 
-from h01_beam import storage
+from h01_beam import generations, storage
 from h01_beam.config import from_dict
 from h01_beam.finish import FinishRun
 from h01_beam.imaging.ingest import IngestConfig
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
     def build(root: Any, run: Run) -> None:
         given = {name: getattr(args, name) for name in SETTINGS}
         config = from_dict(IngestConfig, {k: v for k, v in given.items() if v is not None})
-        source = Volume.open(source_uri(args.input, args.dataset)).spec
+        source = Volume.open(generations.resolve(source_uri(args.input, args.dataset))).spec
         run.write_manifest('ingest', {'input': source.uri, 'output': output, 'ingest': config}, {})
         build_ingest(root, source, output, config, run)
         root | FinishRun(run)

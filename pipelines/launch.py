@@ -26,7 +26,7 @@ from google.api_core.exceptions import GoogleAPIError
 from google.auth.exceptions import GoogleAuthError
 
 from h01_beam import config as config_lib
-from h01_beam import quarantine, storage, worker
+from h01_beam import layers, quarantine, storage, worker
 from h01_beam.cloud.errors import explain
 from h01_beam.hardware import NO_WISHES, Hardware
 from h01_beam.progress import LedgerProgress, count_done
@@ -146,6 +146,7 @@ def execute(
     build: Callable[[Any, Run], Any],
     finish: Callable[[Run], None] | None = None,
     keeps: bool = True,
+    generation: bool = False,
 ) -> int:
     """Builds the pipeline, checks it, runs it, and says where the results are.
 
@@ -155,11 +156,17 @@ def execute(
       build: adds all stages to the pipeline; raises before launch on bad input.
       finish: called after success, with progress over; prints what the user wants to know.
       keeps: whether the run directory outlives this call, so that the same command goes on.
+      generation: whether it is one of a run, which `pipelines.reprocess` alone may fill.
 
     Returns:
       the process's exit code.
     """
     try:
+        if layers.name_of(storage.absolute(run_dir)) and not generation:
+            raise ValueError(
+                f'run_dir is {run_dir!r}: lies in a generation of a run, which is kept as it is; '
+                'use pipelines.reprocess, or choose another run_dir'
+            )
         hardware = load_hardware(args)
         options = beam_options(args.beam, hardware)
         resources = _resources(args, options)

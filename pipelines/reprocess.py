@@ -103,10 +103,13 @@ def main(args: argparse.Namespace) -> int:
             with Lock(args.run_dir):
                 print(f'now {generations.roll_back(args.run_dir)}')
             return 0
+        if args.watch is None:
+            return look(args)
         while True:
-            code = look(args)
-            if args.watch is None or code == launch.BAD_INPUT:
-                return code
+            try:
+                look(args)
+            except OSError as error:  # It may pass: a bucket that does not answer, a lock.
+                print(f'error: {error}', file=sys.stderr, flush=True)
             time.sleep(args.watch)
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
@@ -122,7 +125,8 @@ def look(args: argparse.Namespace) -> int:
 
 
 def _reprocess(args: argparse.Namespace, lock: Lock) -> int:
-    _settle(args.run_dir)
+    if not args.dry_run:
+        _settle(args.run_dir)
     present = generations.current(args.run_dir)
     manifest = _manifest(present)
     job = JOBS.get(manifest['job'])
@@ -132,12 +136,16 @@ def _reprocess(args: argparse.Namespace, lock: Lock) -> int:
             f'{", ".join(JOBS)}: give other jobs again, they do what is new and keep no generations'
         )
     if os.path.isdir(manifest['directory']):
+        args.beam = [_from_anywhere(flag) for flag in args.beam]
+        args.resources = args.resources and _from_anywhere(args.resources)
         os.chdir(manifest['directory'])  # Where relative paths in the configuration start.
     config: Any = from_dict(job.config, apply_overrides(manifest['config'], args.set))
     args.recorded = manifest.get('resources')
-    changes = Changes.between(manifest['inputs'], job.inputs(config))
+    inputs = job.inputs(config)
+    attempt = generations.attempt(config, inputs)
+    changes = Changes.between(manifest['inputs'], inputs)
     print(changes.describe(), flush=True)
-    if not changes and not args.set:
+    if attempt == manifest['attempt']:
         print('nothing new')
         return 0
 
@@ -147,17 +155,22 @@ def _reprocess(args: argparse.Namespace, lock: Lock) -> int:
     if args.dry_run:
         show_plan(args, build)
         return 0
-    folder = generations.begin(args.run_dir)
-    code = launch.execute(args, folder, build, job.show)
+    folder = generations.begin(args.run_dir, attempt)
+    code = launch.execute(args, folder, build, job.show, generation=True)
     if code == 0 and not launch.is_template(args.beam):
         lock.check()
         _commit(args, folder, changes)
     return code
 
 
+def _from_anywhere(flag: str) -> str:
+    """A flag, with an absolute path if its value is one of a file that is there."""
+    name, equals, value = flag.rpartition('=')
+    return name + equals + (os.path.abspath(value) if os.path.exists(value) else value)
+
+
 def show_plan(args: argparse.Namespace, build: Callable[[Any, Run], None]) -> None:
     """Prints how many blocks of each stage would run, found in a generation that is given up."""
-    goes_on = generations.unfinished(args.run_dir)
     folder = generations.begin(args.run_dir)
     try:
         run = launch.prepare(args, folder, build)
@@ -170,8 +183,7 @@ def show_plan(args: argparse.Namespace, build: Callable[[Any, Run], None]) -> No
             f'At least: {", ".join(whole) or "no stage"} may touch more, known when they have run.'
         )
     finally:
-        if goes_on is None:
-            storage.delete_folder(folder)
+        storage.delete_folder(folder)
 
 
 def _commit(args: argparse.Namespace, folder: str, changes: Changes) -> None:
@@ -191,7 +203,9 @@ def _settle(run_dir: str) -> None:
     if not storage.exists(report) or storage.find(report) != report:
         return
     content = json.loads(storage.read_bytes(report))
-    if not quarantine.explain(content['stages']):
+    # One of other inputs is that of an engine whose launcher has died; there is another attempt.
+    same = content.get('attempt') == _manifest(folder)['attempt']
+    if same and not quarantine.explain(content['stages']):
         before = _manifest(generations.current(run_dir))['inputs']
         changes = Changes.between(before, _manifest(folder)['inputs'])
         generations.commit(folder, _told(folder, changes))
@@ -230,7 +244,7 @@ def _manifest(folder: str) -> dict[str, Any]:
             'was started with'
         ) from None
     manifest: dict[str, Any] = json.loads(text)
-    if 'inputs' not in manifest:
+    if 'attempt' not in manifest:
         raise ValueError(
             f'run_dir is {folder!r}: its run.json does not say which inputs it had; give the '
             'command of the job once more, it records them and keeps all results'
