@@ -22,7 +22,7 @@ from h01_beam import layers, storage
 CURRENT, HISTORY = 'current.json', 'history'
 # Files that one in a layer above does not replace: what is beneath a layer, and the metadata of a
 # volume, without which the chunks that are still seen cannot be read.
-_NOT_HIDDEN = (layers.RECORD, 'info')
+_NOT_HIDDEN = (layers.RECORD, 'info', 'zarr.json')
 
 
 def current(run_dir: str) -> str:

@@ -20,15 +20,20 @@ from h01_beam.blockwise import MapBlocks
 from h01_beam.export.files import open_files
 from h01_beam.export.finished_run import Layer
 from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox
+from h01_beam.imaging.downsample import DownsampleConfig
+from h01_beam.imaging.stage import build_downsample
 from h01_beam.lock import Lock, LockedError
 from h01_beam.plan import TableRead
 from h01_beam.preview import preview
 from h01_beam.run import Resources, Run
-from h01_beam.volume import Volume, VolumeSpec
+from h01_beam.volume import Volume, VolumeSpec, downsample
 from tests.arrays import GIB, read_all, run_pipeline, summaries, tree_bytes
 from tests.blocks import Mean, chunks
 
 SLAB, YX, BLOCK = 4, (16, 24), (4, 8, 8)
+VOLUMES = {'em': 'em|neuroglancer-precomputed:', 'smooth': 'smooth|zarr3:'}
+# What the tests begin generations for, where it does not matter.
+ATTEMPT = 'a configuration and its inputs'
 MANIFEST = tables.Schema({'seed': 'int64'})
 PARTS = len(BlockGrid(BoundingBox((0, 0, 0), (SLAB, *YX)), BLOCK))
 
@@ -62,7 +67,9 @@ def job(seeds):
             Paint(), stage='paint', grid=BlockGrid(bounds, BLOCK), run=run, writes={'em': spec},
             table_reads={'manifest': TableRead(CoreBox(), BlockGrid(bounds, (SLAB, *YX)))},
         )  # fmt: skip
-        smooth = dataclasses.replace(spec, uri=run.volume_uri('smooth'), dtype='uint16')
+        smooth = dataclasses.replace(
+            spec, uri=run.volume_uri('smooth', 'zarr3'), dtype='uint16', encoding='zstd'
+        )
         root | MapBlocks(
             Mean(), stage='filter', grid=BlockGrid(bounds, BLOCK, (2, 2, 2)), run=run,
             reads={'image': spec}, writes={'filtered': smooth}, after=[painted],
@@ -77,14 +84,14 @@ def reconstruct(folder, seeds, strict=True):
 
 
 def reprocess(run_dir, seeds):
-    folder = generations.begin(run_dir)
+    folder = generations.begin(run_dir, ATTEMPT)
     told = reconstruct(folder, seeds)
     generations.commit(folder, {'stages': told})
     return folder, told
 
 
 def volumes(folder):
-    return {name: read_all(f'{folder}/volumes/{name}') for name in ('em', 'smooth')}
+    return {name: read_all(f'{folder}/volumes/{volume}') for name, volume in VOLUMES.items()}
 
 
 def assert_same(first, second):
@@ -119,7 +126,7 @@ def test_sections_added_twice_are_as_from_scratch(tmp_path):
 def test_replacing_the_middle_touches_what_reads_it_and_no_reader_of_the_old(tmp_path):
     run_dir = str(tmp_path / 'run')
     reconstruct(run_dir, [1, 2, 3, 4, 5, 6])
-    old = Volume.open(f'{generations.current(run_dir)}/volumes/smooth')
+    old = Volume.open(f'{generations.current(run_dir)}/volumes/smooth|zarr3:')
     bytes_before = old.read(old.bounds)
     # A slab without anything: no file of it is stored, and the old one must not show.
     folder, told = reprocess(run_dir, [1, 2, 0, 4, 5, 6])
@@ -129,7 +136,7 @@ def test_replacing_the_middle_touches_what_reads_it_and_no_reader_of_the_old(tmp
     assert_same(volumes(folder), volumes(scratch))
     np.testing.assert_array_equal(old.read(old.bounds), bytes_before)
     assert generations.roll_back(run_dir) == run_dir
-    np.testing.assert_array_equal(read_all(f'{run_dir}/volumes/smooth'), bytes_before)
+    np.testing.assert_array_equal(read_all(f'{run_dir}/volumes/smooth|zarr3:'), bytes_before)
     # What was rolled back is not taken up again.
     again, told = reprocess(run_dir, [1, 2, 3, 4, 7, 6])
     assert again == f'{run_dir}/generations/000002'
@@ -165,11 +172,11 @@ def test_another_grid_in_a_generation_is_made_anew_over_the_old(tmp_path):
 def test_a_run_that_failed_is_taken_up_in_the_same_generation(tmp_path):
     run_dir = str(tmp_path / 'run')
     reconstruct(run_dir, [1, 2])
-    folder = generations.begin(run_dir)
+    folder = generations.begin(run_dir, ATTEMPT)
     with pytest.raises(quarantine.QuarantinedBlockError):
         reconstruct(folder, [1, 2, -1])
     assert generations.current(run_dir) == run_dir
-    assert generations.begin(run_dir) == folder == generations.unfinished(run_dir)
+    assert generations.begin(run_dir, ATTEMPT) == folder == generations.unfinished(run_dir)
     told = reconstruct(folder, [1, 2, 3])
     assert ran(told) == (PARTS, 2 * PARTS)
     generations.commit(folder, {})
@@ -211,6 +218,56 @@ def test_the_first_generation_is_not_written_beneath_later_ones(tmp_path):
     volume = f'{run_dir}/volumes/em|neuroglancer-precomputed:'
     assert generations.resolve(volume) == volume.replace('/volumes', '/generations/000001/volumes')
     assert generations.resolve('gs://b/em?mip=1') == 'gs://b/em?mip=1'
+
+
+def test_other_inputs_are_another_generation_and_plain_jobs_keep_off(tmp_path):
+    run_dir = str(tmp_path / 'volumes/run')
+
+    def manifest(of):
+        return lambda root, run: run.write_manifest('filter', {'of': of}, {})
+
+    run_pipeline(run_dir, manifest(1))
+    attempts = {of: generations.attempt({'of': of}, {}) for of in (1, 2, 3)}
+    folder = generations.begin(run_dir, attempts[2])
+    # Killed before and after it wrote its manifest.
+    assert generations.begin(run_dir, attempts[2]) == folder
+    run_pipeline(folder, manifest(2))
+    assert generations.begin(run_dir, attempts[2]) == folder
+    with pytest.raises(ValueError, match='later generations lie over it'):
+        run_pipeline(run_dir, manifest(1))
+    # An engine may still write there.
+    other = generations.begin(run_dir, attempts[3])
+    assert other == f'{run_dir}/generations/000002'
+    generations.commit(other, {})
+    volume = f'{run_dir}/volumes/em|neuroglancer-precomputed:'
+    assert generations.resolve(volume) == f'{other}/volumes/em|neuroglancer-precomputed:'
+    inner = f'{run_dir}/baseline/volumes/em'
+    assert generations.resolve(inner) == f'{other}/baseline/volumes/em'
+
+
+def test_a_pyramid_that_another_run_adds_is_of_the_generation_that_it_shows(tmp_path):
+    run_dir = str(tmp_path / 'run')
+    reconstruct(run_dir, [1, 2])
+    before = tree_bytes(run_dir)
+    reprocess(run_dir, [1, 3])
+
+    def pyramid(folder):
+        def build(root, run):
+            base = Volume.open(generations.resolve(f'{run_dir}/volumes/em')).spec
+            build_downsample(root, base, DownsampleConfig(levels=1), run)
+
+        run_pipeline(tmp_path / folder, build)
+        return generations.resolve(f'{run_dir}/volumes/em|neuroglancer-precomputed:?mip=1')
+
+    shown = read_all(pyramid('pyramid'))
+    whole = read_all(generations.resolve(f'{run_dir}/volumes/em'))
+    factor = tuple(n // m for n, m in zip(whole.shape, shown.shape, strict=True))
+    np.testing.assert_array_equal(shown, downsample(whole, factor, 'mean'))
+    assert {path: tree_bytes(run_dir)[path] for path in before} == before
+    # The next generation does not show a pyramid that nobody brings up to date.
+    folder, _ = reprocess(run_dir, [1, 4])
+    with pytest.raises(FileNotFoundError, match='no mip 1'):
+        Volume.open(f'{folder}/volumes/em|neuroglancer-precomputed:?mip=1')
 
 
 OPERATIONS = st.lists(
@@ -292,12 +349,15 @@ def test_a_lock_in_a_bucket_that_is_not_renewed_is_taken_over(gcs_bucket, monkey
         time.sleep(0.6)  # It is renewed meanwhile.
         first.check()
         monkeypatch.setattr(lock, 'STALE_S', -60.0)
-        with Lock(run_dir) as second:
-            time.sleep(0.6)
-            second.check()
-            with pytest.raises(LockedError, match='taken over'):
-                first.check()
-    monkeypatch.setattr(lock, 'STALE_S', 180.0)
+        second = Lock(run_dir).__enter__()
+        monkeypatch.setattr(lock, 'STALE_S', 180.0)
+        time.sleep(0.6)
+        second.check()
+        with pytest.raises(LockedError, match='taken over'):
+            first.check()
+    # The first has not deleted what is the second's.
+    second.check()
+    second.__exit__()
     with Lock(run_dir):
         pass
 
