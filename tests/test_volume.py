@@ -190,6 +190,16 @@ def test_create_adds_sections_at_the_end(tmp_path):
     assert (tmp_path / 'em/info').read_bytes() == (tmp_path / 'fresh/info').read_bytes()
 
 
+@pytest.mark.parametrize('shard', [None, (8, 16, 32)])
+def test_a_zarr_volume_grows_too(tmp_path, shard):
+    volume = create(tmp_path / 'em', 'zarr3', shape=(8, 21, 35), shard=shard)
+    inside = read_all(volume.spec.uri)
+    grown, made = Volume.create(dataclasses.replace(volume.spec, shape=(18, 21, 35)))
+    assert not made and grown.spec.shape == (18, 21, 35)
+    np.testing.assert_array_equal(grown.read(volume.bounds), inside)
+    assert not grown.read(box((11, 5, 7), (10, 21, 35))).any()
+
+
 @pytest.mark.parametrize(
     ('there', 'change'),
     [
@@ -198,7 +208,7 @@ def test_create_adds_sections_at_the_end(tmp_path):
         ({'shape': (8, 21, 35)}, {'shape': (12, 21, 36)}),
         ({'shape': (8, 21, 35)}, {'shape': (12, 21, 35), 'kind': 'segmentation'}),
         ({'shape': (8, 21, 35), 'shard': (8, 16, 32)}, {'shape': (16, 21, 35)}),
-        ({'shape': (8, 21, 35), 'driver': 'zarr3'}, {'shape': (16, 21, 35)}),
+        ({'shape': (10, 21, 35), 'driver': 'zarr3'}, {'shape': (16, 21, 35)}),
     ],
     ids=str,
 )
