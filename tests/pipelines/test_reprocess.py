@@ -16,9 +16,11 @@ import pytest
 from h01_beam import generations, storage
 from h01_beam.acquisition.tables import TILES
 from h01_beam.tables import from_parquet, to_parquet
-from pipelines import launch, reprocess
+from h01_beam.testing.tubes import make_tubes
+from pipelines import ingest, launch, reprocess, segment
 from tests.alignment.acquisition import TILE, tissue
 from tests.arrays import read_all
+from tests.models.bright_ffn import write_bright_ffn
 from tests.pipelines.test_align import CONFIG, align, listed, png
 from tests.stitching.tissue import cut
 
@@ -140,3 +142,56 @@ def test_runs_that_it_cannot_take_are_refused(tmp_path, capsys):
     assert 'does not say which inputs it had' in capsys.readouterr().err
     assert again(tmp_path, '--rollback') == launch.BAD_INPUT
     assert 'no earlier generation' in capsys.readouterr().err
+
+
+def run_script(script, *argv):
+    """Exit code of a job, in this process."""
+    args, args.beam = script.flags().parse_known_args([*argv, '--direct_num_workers=1'])
+    return script.main(args)
+
+
+@pytest.mark.slow  # Tubes are segmented three times.
+@pytest.mark.timeout(900)
+def test_a_segmentation_of_an_image_that_grows(tmp_path):
+    voxel_size_nm = (20.0, 10.0, 10.0)
+    write_bright_ffn(tmp_path / 'bright.keras', voxel_size_nm=voxel_size_nm)
+    tissue_3 = make_tubes((48, 64, 96), voxel_size_nm, seed=5)[0]
+    (tmp_path / 'segment.yaml').write_text(
+        'grid: {block_shape: [16, 32, 48], halo: [4, 8, 8]}\n'
+        'ffn: {min_segment_size: 200, disco_seed_threshold: null, '
+        'seed_voxel_size_nm: [20, 10, 10]}\n'
+        'output: {chunk: [16, 16, 16]}\nbaseline: null\n'
+    )
+
+    def ingest_sections(count):
+        np.savez(tmp_path / 'em.npz', image=tissue_3[:count])
+        assert run_script(
+            ingest, '--input', f'{tmp_path}/em.npz|npz:image', '--output', f'{tmp_path}/em',
+            '--voxel_size_nm', '20,10,10', '--chunk', '16,32,32',
+        ) == 0  # fmt: skip
+
+    def segment_into(folder):
+        return run_script(
+            segment, '--config', f'{tmp_path}/segment.yaml', '--run_dir', f'{tmp_path}/{folder}',
+            '--set', f'image={tmp_path}/em', '--set', f'model={tmp_path}/bright.keras',
+        )  # fmt: skip
+
+    def labels(folder):
+        return read_all(f'{generations.current(str(tmp_path / folder))}/volumes/segmentation')
+
+    ingest_sections(32)
+    assert segment_into('run') == 0
+    first = labels('run')
+    ingest_sections(48)
+    assert again(tmp_path / 'run') == 0
+    (event,) = generations.history(str(tmp_path / 'run'))
+    assert event['inputs']['replaced'] == ['image']
+    # Blocks of the first 16 sections read none that is new, and are filled as before from those
+    # that do: they keep their objects and ids.
+    for stage in ('flood', 'relabel'):
+        counts = event['stages'][stage]
+        assert counts['blocks_run'] * 3 == counts['blocks'] * 2, stage
+    assert segment_into('scratch') == 0
+    np.testing.assert_array_equal(labels('run'), labels('scratch'))
+    np.testing.assert_array_equal(read_all(tmp_path / 'run/volumes/segmentation'), first)
+    assert (labels('run')[:8] == first[:8]).mean() > 0.9
