@@ -9,7 +9,8 @@ A model is one file, local or in a bucket: Keras' zip archive with one more memb
     logits = network(batch)  # (b, z, y, x, 2) -> (b, z, y, x)
 
 A sample's logits do not depend on its slot, on what the other slots hold, or on `threads`: the
-same bytes on one kind of processor. Precision is a choice at load time. In `bfloat16` all layers
+same bytes on one kind of processor (in `bfloat16`, if it computes in that: see
+`computes_bfloat16`). Precision is a choice at load time. In `bfloat16` all layers
 compute in bfloat16 (weights stay float32 in the file), except those with `logit` in their name,
 so that logits are never rounded. Only built-in layers load (Keras' safe mode).
 
@@ -263,12 +264,31 @@ def _load_network(ref: ModelRef, precision: Precision, batch_size: int, threads:
             'the file was replaced; put it back, or start the run again'
         )
     model = _read_keras(ref.uri, data, import_keras(threads))
+    if precision == 'bfloat16' and not computes_bfloat16():
+        logging.warning(
+            'inference.precision is bfloat16, which this processor lacks: it is slower than float32 '
+            'here, and logits may differ in their last bits with what shares a batch'
+        )
     _check_shapes(ref.uri, ref.card, model)
     function = _compile(with_precision(model, precision), (batch_size, *ref.card.input_shape))
     # The first call lays out weights and may fail; better here than in the middle of a canvas.
     function(np.zeros((batch_size, *ref.card.input_shape), np.float32))
     logging.info('loaded %s (%s, batch %d)', ref.uri, precision, batch_size)
     return Network(function, batch_size, ref.card.fov_shape, precision)
+
+
+@functools.cache
+def computes_bfloat16() -> bool:
+    """Whether this machine multiplies in bfloat16 (by its processor, or an accelerator)."""
+    import tensorflow as tf
+
+    if any(device.device_type != 'CPU' for device in tf.config.list_physical_devices()):
+        return True
+    try:
+        flags = Path('/proc/cpuinfo').read_text()
+    except OSError:
+        return False
+    return any(flag in flags for flag in ('avx512_bf16', 'amx_bf16', ' bf16'))
 
 
 def load_keras(uri: str, keras: Any) -> Any:
