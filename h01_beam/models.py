@@ -72,7 +72,7 @@ Precision: TypeAlias = Literal['float32', 'bfloat16']
 _POLICIES: Mapping[str, str] = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16'}
 
 # Measured on Linux with TensorFlow 2.21, batches of 1 to 16, both precisions, and rounded up.
-RUNTIME_BYTES = 800 << 20
+RUNTIME_BYTES = 900 << 20
 _WEIGHT_COPIES = 8
 _LIVE_ACTIVATIONS = 6
 _LOGIT_BYTES = 64
@@ -266,8 +266,8 @@ def _load_network(ref: ModelRef, precision: Precision, batch_size: int, threads:
     model = _read_keras(ref.uri, data, import_keras(threads))
     if precision == 'bfloat16' and not computes_bfloat16():
         logging.warning(
-            'inference.precision is bfloat16, which this processor lacks: it is slower than float32 '
-            'here, and logits may differ in their last bits with what shares a batch'
+            'inference.precision is bfloat16, which this processor lacks: it is slower here than '
+            'float32, and logits may differ in their last bits with what shares a batch'
         )
     _check_shapes(ref.uri, ref.card, model)
     function = _compile(with_precision(model, precision), (batch_size, *ref.card.input_shape))

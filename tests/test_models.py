@@ -284,7 +284,11 @@ def in_a_process(repository, *arguments: object) -> tuple[str, int, int]:
         [sys.executable, '-c', IN_A_PROCESS, *map(str, arguments)],
         check=True, cwd=repository, capture_output=True, text=True,
     )  # fmt: skip
-    assert result.stderr == ''
+    # A processor without bfloat16 is told of.
+    lines = [
+        line for line in result.stderr.splitlines() if 'which this processor lacks' not in line
+    ]
+    assert not lines, result.stderr
     digest, peak, projected = result.stdout.split()
     return digest, int(peak), int(projected)
 
