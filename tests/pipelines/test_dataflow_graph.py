@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 from apache_beam.portability.api import beam_runner_api_pb2
 
@@ -137,6 +138,7 @@ def check_nothing_large_is_embedded(bucket: str, job: Job) -> None:
     assert len(storage.read_bytes(f'{bucket}/template')) < 100_000
 
 
+@pytest.mark.slow
 def test_a_pool_of_tpu_workers(gcs_bucket, tmp_path, repository):
     """All workers alike, from the file that ships; and flags on the command line go first."""
     flags = [

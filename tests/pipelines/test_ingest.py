@@ -253,6 +253,7 @@ def kill_midway(arguments, folder, repository, blocks):
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(tmp_path, repository):
     image = np.random.default_rng(0).integers(0, 256, (240, 24, 40), dtype=np.uint8)
     np.save(tmp_path / 'em.npy', image)

@@ -141,6 +141,12 @@ def keys_of(folder, acquisition, config):
     return found
 
 
+@pytest.fixture(scope='module')
+def keys(tmp_path_factory):
+    acquisition = acquire([columns(*zip((0, 0, 0), (0, 0, 1)), shape=SHAPE)])
+    return acquisition, keys_of(tmp_path_factory.mktemp('keys'), acquisition, CONFIG)
+
+
 @pytest.mark.parametrize(
     ('change', 'stages'),
     [
@@ -154,13 +160,13 @@ def keys_of(folder, acquisition, config):
     ],
     ids=['memory', 'stiffness', 'stride', 'offsets', 'margin', 'downsample', 'gains'],
 )
-def test_a_parameter_is_part_of_the_stages_that_read_it(tmp_path, change, stages):
-    acquisition = acquire([columns(*zip((0, 0, 0), (0, 0, 1)), shape=SHAPE)])
-    before = keys_of(tmp_path, acquisition, CONFIG)
+def test_a_parameter_is_part_of_the_stages_that_read_it(tmp_path, keys, change, stages):
+    acquisition, before = keys
     after = keys_of(tmp_path, acquisition, dataclasses.replace(CONFIG, **change))
     assert {name for name in before if before[name] != after[name]} == stages
 
 
+@pytest.mark.slow
 def test_tiles_beyond_the_margin_are_left_out_and_counted(tmp_path):
     """What the stage errs by adds up from row to row, so that the outer rows lie too far off."""
     tiles = write_section(tmp_path / 'tiles', 0, rows=5, drift=14)
