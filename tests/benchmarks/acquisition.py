@@ -174,10 +174,10 @@ class Judge:
         The mesh closes tears, so that what is shown does not tell where they are: the truth does.
         """
         seen = np.isfinite(self.tissue_places(position, True)[0])
-        seen &= self._from_cuts[position] > 1000 * away_um
         steps = max(1, round(1000 * away_um / (SPACING * self.pixel_nm)))
         disc = np.hypot(*np.mgrid[-steps : steps + 1, -steps : steps + 1]) <= steps
-        return np.asarray(ndimage.binary_erosion(seen, disc))
+        inner = np.asarray(ndimage.binary_erosion(seen, disc))
+        return inner & (self._from_cuts[position] > 1000 * away_um)
 
     def tissue_places(self, position: int, elastic: bool) -> np.ndarray:
         """(2, h, w) nm in the tissue that a lattice of places shows; NaN for none."""
