@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -112,11 +113,20 @@ def make(folder: Path, seed: int, workers: int) -> tuple[str, str]:
         ('microscope', ['--output', acquisition, *_configured('microscope', microscope)]),
         ('align', ['--run_dir', aligned, *_configured('align', align)]),
     ):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), _cpu_seconds()
         command = [sys.executable, '-m', f'pipelines.{name}', *arguments, *options]
         subprocess.run(command, check=True)
-        print(f'{name:<14} {time.perf_counter() - started:6.0f} s with {workers} workers')
+        print(
+            f'{name:<14} {time.perf_counter() - started:6.0f} s with {workers} workers, '
+            f'{_cpu_seconds() - cpu:.0f} CPU s'
+        )
     return acquisition, aligned
+
+
+def _cpu_seconds() -> float:
+    """Of all processes that were started and have ended, those that they started included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _configured(name: str, values: Mapping[str, object]) -> list[str]:
