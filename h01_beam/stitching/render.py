@@ -134,12 +134,16 @@ def _edge_weights(mask: Bools) -> Real:
 def _part(
     source: CoordinateMap, start: tuple[int, int], shape: tuple[int, int]
 ) -> CoordinateMap | None:
-    """The nodes of a map that a box needs."""
+    """The nodes of a map that a box needs, less the border of those that lead nowhere."""
     ranges = []
+    known = np.isfinite(source.vectors[0])
     for axis in range(2):
         first = int((start[axis] - source.start[axis]) // source.stride)
         last = int(-(-(start[axis] + shape[axis] - 1 - source.start[axis]) // source.stride))
-        first, last = max(0, first), min(source.shape[axis] - 1, last)
+        lines = np.flatnonzero(known.any(axis=1 - axis))
+        if not len(lines):
+            return None
+        first, last = max(int(lines[0]), first), min(int(lines[-1]), last)
         if last <= first:
             return None
         ranges.append((first, last))

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -112,11 +113,20 @@ def make(folder: Path, seed: int, workers: int) -> tuple[str, str]:
         ('microscope', ['--output', acquisition, *_configured('microscope', microscope)]),
         ('align', ['--run_dir', aligned, *_configured('align', align)]),
     ):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), _cpu_seconds()
         command = [sys.executable, '-m', f'pipelines.{name}', *arguments, *options]
         subprocess.run(command, check=True)
-        print(f'{name:<14} {time.perf_counter() - started:6.0f} s with {workers} workers')
+        print(
+            f'{name:<14} {time.perf_counter() - started:6.0f} s with {workers} workers, '
+            f'{_cpu_seconds() - cpu:.0f} CPU s'
+        )
     return acquisition, aligned
+
+
+def _cpu_seconds() -> float:
+    """Of all processes that were started and have ended, those that they started included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _configured(name: str, values: Mapping[str, object]) -> list[str]:
@@ -163,16 +173,21 @@ class Judge:
         self._true = {tuple(map(int, k)): p for k, p in zip(keys, places, strict=True)}
         self._image = Volume.open(self._run.volume_uri('image'))
         self._mesh = Volume.open(self._run.volume_uri('mesh'))
+        self._from_cuts: dict[int, np.ndarray] = {}  # nm, by section
 
     def placed(self) -> list[int]:
         return np.flatnonzero(self._affines['state'] == 'placed').tolist()
 
     def good(self, position: int, away_um: float) -> np.ndarray:
-        """(h, w) places that are shown, and that no fold, tear or end of the section is near."""
+        """(h, w) places that are shown, and that no fold, tear or end of the section is near.
+
+        The mesh closes tears, so that what is shown does not tell where they are: the truth does.
+        """
         seen = np.isfinite(self.tissue_places(position, True)[0])
         steps = max(1, round(1000 * away_um / (SPACING * self.pixel_nm)))
         disc = np.hypot(*np.mgrid[-steps : steps + 1, -steps : steps + 1]) <= steps
-        return np.asarray(ndimage.binary_erosion(seen, disc))
+        inner = np.asarray(ndimage.binary_erosion(seen, disc))
+        return inner & (self._from_cuts[position] > 1000 * away_um)
 
     def tissue_places(self, position: int, elastic: bool) -> np.ndarray:
         """(2, h, w) nm in the tissue that a lattice of places shows; NaN for none."""
@@ -183,7 +198,7 @@ class Judge:
         mesh = CoordinateMap(np.ascontiguousarray(vectors), (0.0, 0.0), self._flow_stride)
         to_frame = ToFrame(affine_of(self._affines, position), mesh, self._downsample)
         frame = to_frame(points)
-        result = np.full(points.shape, np.nan)
+        result, from_cuts = np.full(points.shape, np.nan), np.full(points.shape[1:], np.inf)
         tiles, nodes = self._rows(position)
         section = int(self._sections[position])
         everywhere = (-(10**6), -(10**6)), (2 * 10**6, 2 * 10**6)
@@ -196,10 +211,13 @@ class Judge:
             true = self._true[section, int(tiles['field'][row]), int(tiles['beam'][row])]
             stage = true[:, None] + pixel[:, inside] * self.pixel_nm
             result[:, inside] = np.stack(self._geometry.tissue_at(section, *stage)[:2])
+            from_cuts[inside] = self._geometry.section(section).nm_from_cuts(*stage)
         extent = self._geometry.extent
         low = np.array(extent.start_nm[1:]).reshape(2, 1, 1)
         high = low + np.array(extent.shape_nm[1:]).reshape(2, 1, 1)
         result[:, ~((result > low) & (result < high)).all(axis=0)] = np.nan
+        if elastic:
+            self._from_cuts[position] = from_cuts
         return result
 
     def _rows(self, position: int) -> tuple[Columns, Columns]:

@@ -118,6 +118,18 @@ class Section:
         y, x, state = self.look(y_nm, x_nm)
         return np.where(state == SEEN, y, np.nan), np.where(state == SEEN, x, np.nan)
 
+    def nm_from_cuts(self, y_nm: npt.ArrayLike, x_nm: npt.ArrayLike) -> Reals:
+        """How far stage places are from the nearest gap or band; infinite without any."""
+        y, x = np.broadcast_arrays(np.asarray(y_nm, np.float64), np.asarray(x_nm, np.float64))
+        y, x = y - self.shift_nm[0], x - self.shift_nm[1]
+        nearest = np.full(y.shape, np.inf)
+        for cut in reversed(self.cuts):
+            side = cut.side(y, x)
+            nearest = np.minimum(nearest, np.maximum(np.abs(side) - cut.half_width_nm, 0))
+            step = np.where(side < 0, -cut.shift_nm, cut.shift_nm)
+            y, x = y + cut.normal[0] * step, x + cut.normal[1] * step
+        return nearest
+
     def stage_at(self, y_nm: npt.ArrayLike, x_nm: npt.ArrayLike) -> Places:
         """Stage y and x (nm) of volume places; NaN for tissue that a fold hides."""
         inverse = np.linalg.inv(self.to_volume)
