@@ -181,7 +181,7 @@ def test_bad_configurations_name_the_field(name, value):
 def test_without_any_match_no_section_counts_as_placed():
     block = PlaceSections(AlignConfig(), 3, (64, 64), 2)
     found = block(MATCHES.empty(), None)
-    assert found.rows['affines']['state'].tolist() == ['unmatched'] * 3
+    assert found.rows['placement']['state'].tolist() == ['unmatched'] * 3
     assert found.metrics['sections_unmatched'] == 3
 
 

@@ -117,6 +117,7 @@ def plan(config, run_dir):
     return {plan.name: plan for plan in run.all_plans()}
 
 
+@pytest.mark.slow
 def test_a_part_of_the_image_is_scored_against_that_part_of_the_truth(inputs, tmp_path):
     config = dataclasses.replace(inputs, box=BoxConfig(start=(0, 36, 0), shape=(24, 36, 88)))
     stages = plan(config, tmp_path)
