@@ -323,6 +323,12 @@ class Run:
         """File of the rows that one block wrote to a table."""
         return part_of_table(self.table(name), index)
 
+    def joined_files(self, table: str) -> list[str]:
+        """The files that parts of a table were joined to (`h01_beam.finish.CompactTable`)."""
+        parts = storage.join(self.table(table), 'parts') + '/'
+        files = storage.list_files(self.table(table), '.parquet')
+        return [path for path in files if not path.startswith(parts)]
+
     def void_table(self, name: str, reason: str) -> None:
         """Notes that the rows of a table are out of date, until `restore_table`."""
         storage.write_bytes(self._void_note(name), reason.encode())

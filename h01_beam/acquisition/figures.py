@@ -78,8 +78,7 @@ def _caption(tile: Mapping[str, object]) -> list[str]:
 
 def _sample(run_path: str) -> tables.Columns:
     """Rows of the table of tiles, of files evenly spread over it."""
-    paths = list(storage.list_files(storage.join(run_path, 'tables', 'tiles'), '.parquet'))
-    joined = [path for path in paths if '/parts/' not in path]
+    joined = FinishedRun(run_path).joined_files('tiles')
     chosen = np.unique(np.linspace(0, len(joined) - 1, min(len(joined), FILES)).astype(int))
     parts = (tables.from_parquet(storage.read_bytes(joined[number])) for number in chosen)
     return tables.concatenate(parts, CHECKED_TILES)

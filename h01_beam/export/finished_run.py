@@ -108,10 +108,14 @@ class FinishedRun:
         box = central_box(segmentation.bounds, voxel_size_nm)
         return read_planes(image, box), read_planes(segmentation, box), voxel_size_nm
 
+    def joined_files(self, table: str) -> list[str]:
+        """The files of a table, in the order of its blocks."""
+        return self._run.joined_files(table)
+
     def all_rows(self, table: str) -> tables.Columns:
         """A whole table: only for those with a few rows for each section."""
-        paths = storage.list_files(self._run.table(table), '.parquet')
-        return tables.from_parquets(storage.read_bytes(p) for p in paths if '/parts/' not in p)
+        paths = self._run.joined_files(table)
+        return tables.from_parquets(storage.read_bytes(path) for path in paths)
 
     def through(self, name: str, voxels: int = 1024) -> tuple[Planes, VoxelSize]:
         """Planes through the middle of a volume of the run, over all of its sections."""

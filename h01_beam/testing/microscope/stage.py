@@ -205,7 +205,7 @@ def _write_manifest(folder: str, geometry: Geometry) -> str:
         )
         sink = pa.BufferOutputStream()
         with pq.ParquetWriter(sink, schema, compression='zstd') as writer:
-            for part in _joined_files(run, name):
+            for part in run.joined_files(name):
                 table = pq.read_table(pa.BufferReader(storage.read_bytes(part)))
                 # A part without rows does not know that a column is text.
                 writer.write_table(table.cast(schema))
@@ -215,10 +215,3 @@ def _write_manifest(folder: str, geometry: Geometry) -> str:
     data = tables.to_parquet(_columns(rows, SECTIONS), SECTIONS)
     storage.write_bytes(storage.join(folder, 'sections.parquet'), data)
     return folder
-
-
-def _joined_files(run: Run, name: str) -> list[str]:
-    """The compacted files of a table, not the parts of blocks."""
-    parts = storage.join(run.table(name), 'parts')
-    files = storage.list_files(run.table(name), '.parquet')
-    return [path for path in files if not path.startswith(parts + '/')]
