@@ -46,12 +46,12 @@ def test_workers_end_with_their_launcher(repository):
 
 def test_workers_have_one_thread_for_arrays(repository):
     count = 'import cv2; from h01_beam import worker; print(cv2.getNumThreads())'
-    launcher = f'''
+    launcher = f"""
 import subprocess, sys
 from h01_beam import worker
 worker.prepare_launch()
 subprocess.run([sys.executable, '-c', {count!r}], check=True)
-'''
+"""
     environment = {k: v for k, v in os.environ.items() if k not in worker.ONE_THREAD}
     told = subprocess.run(
         [sys.executable, '-c', launcher], cwd=repository, env=environment, check=True,
