@@ -17,6 +17,9 @@ from tests.acquisition.images import write_csv
 from tests.alignment.acquisition import COLUMNS, PIXEL_NM, ROWS, STEP, TILE, tissue
 from tests.stitching.tissue import cut
 
+# Whole acquisitions are aligned, on a machine that may have other work.
+pytestmark = pytest.mark.timeout(900)
+
 CONFIG = """
 tiles: {kind: manifest, pixel_nm: 4.0}
 stitch:
