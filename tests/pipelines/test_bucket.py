@@ -94,6 +94,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, model: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_everything_in_a_bucket(local: str, model: Path, gcs_bucket: str) -> None:
     _make_inputs(gcs_bucket, model)
     assert 'nothing was written' in _give('segment', *_segment(gcs_bucket), '--dry_run')
