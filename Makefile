@@ -27,7 +27,7 @@ install: $(INSTALLED)  ## Make .venv with the library (editable) and the test to
 demo: $(INSTALLED)  ## Make synthetic tissue, segment and score it (3 minutes): demo_run/report.html
 	$(BIN)/python -m pipelines.demo $(DEMO_ARGS)
 
-test: $(INSTALLED) system  ## Run the default tests (about 5 minutes on 2 cores)
+test: $(INSTALLED) system  ## Run the default tests (5 to 10 minutes on 2 cores)
 	$(BIN)/pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 test-all: $(INSTALLED) system  ## Run all tests, the slow and engine ones too

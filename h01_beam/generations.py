@@ -68,12 +68,8 @@ def begin(run_dir: str, of: str | None = None) -> str:
       of: their hash, see `attempt`; None: a new generation in any case.
     """
     run_dir = storage.absolute(run_dir)
-    pending = unfinished(run_dir) if of is not None else None
-    if pending and storage.exists(storage.join(pending, 'run.json')):
-        manifest = json.loads(storage.read_bytes(storage.join(pending, 'run.json')))
-        if storage.find(storage.join(pending, 'run.json')).startswith(pending):
-            pending = pending if manifest.get('attempt') == of else None
-    if pending:
+    pending = unfinished(run_dir)
+    if pending and of is not None and _may_be_of(pending, of):
         return pending
     parent = _current_name(run_dir)
     # No name is used twice, though folders are pruned: readers know what lies beneath by name.
@@ -86,6 +82,14 @@ def begin(run_dir: str, of: str | None = None) -> str:
         storage.join(folder, layers.RECORD), json.dumps({'beneath': beneath}).encode()
     )
     return folder
+
+
+def _may_be_of(folder: str, of: str) -> bool:
+    """Whether a generation is of a configuration and inputs, or has no manifest of its own yet."""
+    path = storage.join(folder, 'run.json')
+    if not storage.exists(path) or storage.find(path) != path:
+        return True
+    return bool(json.loads(storage.read_bytes(path)).get('attempt') == of)
 
 
 def unfinished(run_dir: str) -> str | None:

@@ -352,6 +352,23 @@ class Run:
         return storage.join(self.path, 'figures', name)
 
 
+def read_manifest(run_dir: str) -> dict[str, Any]:
+    """What `Run.write_manifest` recorded.
+
+    Raises:
+      FileNotFoundError: there is no run.
+    """
+    try:
+        text = storage.read_bytes(storage.join(run_dir, 'run.json'))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f'run_dir is {run_dir!r}: holds no run (there is no run.json in it); give the '
+            'directory that --run_dir named when the run was started'
+        ) from None
+    manifest: dict[str, Any] = json.loads(text)
+    return manifest
+
+
 def part_of_table(table: str, index: Triple) -> str:
     """File of the rows that one block wrote to the table at a path."""
     z, y, x = index

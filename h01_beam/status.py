@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from h01_beam import storage
 from h01_beam.ledger import Ledger, StageRecord
-from h01_beam.run import StagePlan
+from h01_beam.run import StagePlan, read_manifest
 
 # Folders of a run directory that are no runs within it.
 OWN_FOLDERS = ('volumes', 'tables', 'ledger', 'figures', 'generations', 'history')
@@ -101,7 +101,7 @@ def plans_of(run_dir: str, only: Sequence[str] = ()) -> list[StagePlan]:
       FileNotFoundError: there is no run.
       ValueError: it has no stage of that name.
     """
-    _manifest(run_dir)
+    read_manifest(run_dir)
     found = sorted(_records(run_dir, ''), key=lambda pair: (pair[0].since, pair[1]))
     names = [name for _, name, _ in found]
     for name in only:
@@ -135,7 +135,7 @@ def read_status(run_dir: str, now: float | None = None, only: Sequence[str] = ()
     last = max((s.last for s in stages if s.last is not None), default=0.0)
     reported = storage.written_at(storage.join(run_dir, 'report.json'))
     return RunStatus(
-        path=run_dir, job=_manifest(run_dir)['job'], stages=stages, now=now,
+        path=run_dir, job=read_manifest(run_dir)['job'], stages=stages, now=now,
         reported=reported is not None and reported >= last,
     )  # fmt: skip
 
@@ -182,17 +182,6 @@ def clock(seconds: float) -> str:
     if whole < 2 * 86400:
         return f'{whole // 3600}:{whole % 3600 // 60:02d} h'
     return f'{whole / 86400:.1f} days'
-
-
-def _manifest(run_dir: str) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run_dir, 'run.json')))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f'run_dir is {run_dir!r}: holds no run (no run.json); give the directory that '
-            '--run_dir named when the run was started'
-        ) from None
-    return manifest
 
 
 def _records(path: str, prefix: str) -> Iterator[tuple[StageRecord, str, Ledger]]:

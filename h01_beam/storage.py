@@ -59,12 +59,17 @@ def find(path: str) -> str:
     Raises:
       FileNotFoundError: if there is none.
     """
-    candidates = places(path)
-    for place in candidates:
-        if len(candidates) == 1 or _exists(place):
-            if place != candidates[-1] and _is_tombstone(place):
+    *above, last = places(path)
+    if not above:
+        return path
+    for place in above:
+        if _exists(place):
+            if _is_tombstone(place):
                 break
             return place
+    else:
+        if _exists(last):
+            return last
     raise FileNotFoundError(errno.ENOENT, 'no such file', path)
 
 

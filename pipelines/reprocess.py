@@ -34,7 +34,7 @@ from h01_beam.config import apply_overrides, from_dict
 from h01_beam.ledger import join_markers
 from h01_beam.lock import Lock
 from h01_beam.preview import preview
-from h01_beam.run import Run
+from h01_beam.run import Run, read_manifest
 from h01_beam.segmentation.config import SegmentConfig
 from h01_beam.segmentation.stage import list_inputs
 from pipelines import align, launch, segment
@@ -179,9 +179,8 @@ def show_plan(args: argparse.Namespace, build: Callable[[Any, Run], None]) -> No
             print(f'{stage.name:<28}{stage.blocks:>12,}{stage.touched:>12,}', flush=True)
         whole = [plan.name for plan in run.all_plans() if plan.name.rpartition('/')[2] not in
                  {process.stage for process in run.processes}]  # fmt: skip
-        print(
-            f'At least: {", ".join(whole) or "no stage"} may touch more, known when they have run.'
-        )
+        if whole:
+            print(f'At least: what {", ".join(whole)} change is known when they have run.')
     finally:
         storage.delete_folder(folder)
 
@@ -236,14 +235,7 @@ def _count_blocks(folder: str, stage: str, summary: dict[str, Any]) -> dict[str,
 
 
 def _manifest(folder: str) -> dict[str, Any]:
-    try:
-        text = storage.read_bytes(storage.join(folder, 'run.json'))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f'run_dir is {folder!r}: there is no run.json in it; give the directory that the job '
-            'was started with'
-        ) from None
-    manifest: dict[str, Any] = json.loads(text)
+    manifest = read_manifest(folder)
     if 'attempt' not in manifest:
         raise ValueError(
             f'run_dir is {folder!r}: its run.json does not say which inputs it had; give the '

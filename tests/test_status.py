@@ -134,7 +134,9 @@ def test_only_the_stages_that_are_wanted(run):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'run_dir is .*: holds no run \(no run.json\)'):
+    with pytest.raises(
+        FileNotFoundError, match=r'run_dir is .*: holds no run \(there is no run.json'
+    ):
         read_status(str(tmp_path))
 
 

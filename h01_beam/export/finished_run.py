@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +17,7 @@ from h01_beam import generations, storage, tables
 from h01_beam.export.planes import Planes, central_box, read_planes
 from h01_beam.geometry import Block, BoundingBox
 from h01_beam.ledger import Marker, StageRecord
-from h01_beam.run import Run
+from h01_beam.run import Run, read_manifest
 from h01_beam.volume import Kind, Volume, VoxelSize
 
 # Keys of a manifest's config that hold a volume to look at, in the order of layers: its URI, or
@@ -60,15 +59,7 @@ class FinishedRun:
         Raises:
           FileNotFoundError: this is no run directory.
         """
-        try:
-            text = storage.read_bytes(storage.join(self.path, 'run.json'))
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f'run_dir is {self.path!r}: there is no run.json in it; give the directory of a '
-                'run, or name volumes with --volume'
-            ) from None
-        manifest: dict[str, Any] = json.loads(text)
-        return manifest
+        return read_manifest(self.path)
 
     @property
     def segmentation_uri(self) -> str:

@@ -153,7 +153,7 @@ def test_it_serves_until_it_is_interrupted(repository, run_dir):
     ('flags', 'message'),
     [
         ([], 'nothing to view: give --run_dir, --volume or --truth'),
-        (['--run_dir', '/nowhere'], "run_dir is '/nowhere': there is no run.json in it"),
+        (['--run_dir', '/nowhere'], "run_dir is '/nowhere': holds no run"),
         (['--volume', '/nowhere/em'], "volume '/nowhere/em': nothing there that is a volume"),
     ],
 )
