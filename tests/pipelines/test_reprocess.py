@@ -134,7 +134,7 @@ def test_a_replaced_section_touches_what_reads_it(tmp_path, monkeypatch, capsys)
 def test_runs_that_it_cannot_take_are_refused(tmp_path, capsys):
     assert again(tmp_path / 'none') == launch.BAD_INPUT
     assert 'there is no run.json in it' in capsys.readouterr().err
-    (tmp_path / 'run.json').write_text('{"job": "ingest", "inputs": {}, "directory": "/"}')
+    (tmp_path / 'run.json').write_text('{"job": "ingest", "attempt": "", "directory": "/"}')
     assert again(tmp_path) == launch.BAD_INPUT
     assert "holds a run of 'ingest'; must be one of align, segmentation" in capsys.readouterr().err
     (tmp_path / 'run.json').write_text('{"job": "align", "directory": "/"}')
