@@ -71,8 +71,8 @@ Precision: TypeAlias = Literal['float32', 'bfloat16']
 # Keras' dtype policies: in the mixed one, variables are float32 and everything else bfloat16.
 _POLICIES: Mapping[str, str] = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16'}
 
-# Measured on Linux with TensorFlow 2.21, batches of 1 to 16, both precisions, and rounded up; most of
-# it on a processor with AVX2 alone (1.07 GB with a large network's pass).
+# Measured on Linux with TensorFlow 2.21, batches of 1 to 16, both precisions, and rounded up; most
+# of it on a processor with AVX2 alone (1.07 GB with a large network and its pass).
 RUNTIME_BYTES = 1 << 30
 _WEIGHT_COPIES = 8
 _LIVE_ACTIVATIONS = 6
