@@ -26,6 +26,7 @@ from h01_beam.alignment.maps import CoordinateMap, compose, warp
 from h01_beam.geometry import Block, BoundingBox, Triple
 from h01_beam.plan import BlockResult
 from h01_beam.stitching.blocks import StitchBlock, placed_maps
+from h01_beam.stitching.lighting import zero_level
 from h01_beam.stitching.render import PlacedTile, render_montage
 from h01_beam.tables import Columns, length
 
@@ -173,7 +174,10 @@ class RenderAligned(StitchBlock):
         # What depends on all sections does not count: which one a slice shows, its reads tell.
         frames = dataclasses.replace(self.frames, sections=1)
         config = self.config
-        return [frames, config.elastic, config.downsample, self.grey_range, self.align.flow.stride]
+        return [
+            frames, config.elastic, config.downsample, self.grey_range, self.align.flow.stride,
+            zero_level(config.flat_field),
+        ]  # fmt: skip
 
     def working_bytes(self, read_shape: Triple) -> int:
         return super().working_bytes(read_shape) + 40 * math.prod(read_shape)
@@ -187,6 +191,7 @@ class RenderAligned(StitchBlock):
         mesh: npt.NDArray[np.float32] | None,
         block: Block,
         damage: Bytes | None = None,
+        lighting: Columns | None = None,
     ) -> BlockResult:
         position = self.slices.positions[block.index[0]]
         blank = np.zeros(block.core.shape, np.uint8)
@@ -210,7 +215,7 @@ class RenderAligned(StitchBlock):
             return nothing
         low = np.floor(places.min(axis=1)).astype(int)
         size = np.ceil(places.max(axis=1)).astype(int) - low + 1
-        images = self.images(tiles, gains)
+        images = self.images(tiles, lighting, gains)
         placed = (
             PlacedTile(images[row], np.ones(images[row].shape, np.bool_), compose(tile, to_frame))
             for row, tile in placed_maps(

@@ -59,6 +59,7 @@ from h01_beam.imaging.stage import build_downsample
 from h01_beam.plan import Read, TableRead
 from h01_beam.run import Run
 from h01_beam.stitching.config import StitchConfig
+from h01_beam.stitching.lighting import Lights, read_lighting
 from h01_beam.stitching.stage import build_stitching, make_frames, montage_spec
 from h01_beam.volume import VolumeSpec
 
@@ -67,7 +68,9 @@ def build_align_job(root: Any, acquisition: Acquisition, job: AlignJob, run: Run
     """Adds all stages from tiles to the aligned volume."""
     grey_range = job.checks.grey_range
     checked = build_checks(root, acquisition, job.checks, run)
-    montages = build_stitching(root, acquisition, job.stitch, run, grey_range, [checked])
+    montages = build_stitching(
+        root, acquisition, job.stitch, run, grey_range, [checked], job.align.causal
+    )
     build_alignment(root, acquisition, job.stitch, job.align, run, grey_range, [montages])
 
 
@@ -113,6 +116,7 @@ def build_alignment(
     cells = frames.cells
     reach = config.mesh_blocks.halo * config.flow.stride
     pitch = config.flow.stride * factor
+    lights = Lights.of(acquisition)
     reads = {'mesh': Read(mesh, NodesOfSlice(slices, pitch, mesh.bounds))}
     if damage is not None:
         reads['damage'] = Read(damage, PixelsOfSlice(slices, factor, reach, damage.bounds))
@@ -126,6 +130,7 @@ def build_alignment(
             'nodes': TableRead(CellsOfSlice(slices, frames, factor, reach), cells, by='affines'),
             'gains': TableRead(OfSlice(slices), cells),
             'affines': TableRead(OfSlice(slices), _by_section(rough.shape[0])),
+            **read_lighting(stitch, lights, OfSlice(slices, (len(lights.beams), 1))),
         },
         writes=dict(specs),
         grid=BlockGrid(specs['image'].bounds, (1, *config.block)),

@@ -17,15 +17,20 @@ class Tiles:
       count: of all sections.
       shape: y and x pixels of one.
       storage_class: of the bucket that they are in.
+      beams: of the microscope.
     """
 
     count: int
     shape: tuple[int, int]
     storage_class: str = 'standard'
+    beams: int = 1
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f'dataset.tiles.count is {self.count}: must be at least 1')
+        for name in ('count', 'beams'):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f'dataset.tiles.{name} is {getattr(self, name)}: must be at least 1'
+                )
         if min(self.shape) < 64:
             raise ValueError(
                 f'dataset.tiles.shape is {self.shape}: must be y and x pixels, 64 or more'

@@ -165,6 +165,7 @@ def context_of(job: PlannedJob, dataset: DataSet, fleet: Fleet, rates: Rates) ->
         card=job.card,
         cell_tiles=stitch.cell_tiles if stitch else 4,
         montage_downsample=stitch.downsample if stitch else 1,
+        lighting_tiles=stitch.flat_field.max_tiles if stitch and stitch.flat_field else 0,
     )  # fmt: skip
 
 

@@ -90,7 +90,8 @@ def _dataset(name: str, config: Any, run: Run) -> DataSet:
     if isinstance(config, AlignJob):
         found = import_acquisition(config.tiles).tiles
         shape = (int(found['height'].max()), int(found['width'].max()))
-        tiles = Tiles(count=len(found['path']), shape=shape)
+        beams = len(set(found['beam'].tolist()))
+        tiles = Tiles(count=len(found['path']), shape=shape, beams=beams)
         voxels = min(voxels, tiles.pixels)
     return DataSet(
         name=name, shape=largest.shape, voxel_size_nm=largest.voxel_size_nm, bytes=voxels,

@@ -16,6 +16,8 @@ from h01_beam import config as config_lib
 UNITS = {
     'check_tiles': 'tile_pixels',
     'check_sections': 'tiles',
+    'sum_lighting': 'lit_pixels',
+    'solve_lighting': 'blocks',
     'measure_offsets': 'tile_pixels',
     'solve_places': 'tiles',
     'match_seams': 'tile_pixels',

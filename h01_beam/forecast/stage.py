@@ -129,7 +129,7 @@ def stand_in_acquisition(dataset: DataSet, folder: str) -> Acquisition:
     tiles = {
         'section': np.zeros(count, np.int64),
         'field': np.arange(count),
-        'beam': np.zeros(count, np.int64),
+        'beam': np.arange(count) % dataset.tiles.beams,
         'path': np.array([f'{folder}/{number}' for number in range(count)], object),
         'y_nm': y_nm,
         'x_nm': x_nm,

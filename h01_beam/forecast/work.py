@@ -6,8 +6,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from h01_beam.forecast.dataset import DataSet, Fleet
+from h01_beam.forecast.dataset import DataSet, Fleet, Tiles
 from h01_beam.forecast.rates import UNITS, Range, Rates, pattern_of
+from h01_beam.imaging.illumination import FlatFieldConfig
 from h01_beam.model_file import ModelCard
 from h01_beam.run import StagePlan, Traffic
 
@@ -21,7 +22,10 @@ EDGE_BYTES = 40
 # How often a shuffle of the component algorithm moves each edge.
 ROUNDS = 7
 # Stages whose blocks read image files of tiles, which their plans do not show.
-TILE_STAGES = ('check_tiles', 'measure_offsets', 'match_seams', 'render_montage', 'render_image')
+TILE_STAGES = (
+    'check_tiles', 'sum_lighting', 'measure_offsets', 'match_seams', 'render_montage',
+    'render_image',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,7 @@ class Context:
       card: of the network.
       cell_tiles: side of a cell of tiles.
       montage_downsample: of the montage against the tiles.
+      lighting_tiles: that are read for the lighting of a beam in a section, at most.
     """
 
     dataset: DataSet
@@ -76,6 +81,7 @@ class Context:
     card: ModelCard | None = None
     cell_tiles: int = 4
     montage_downsample: int = 2
+    lighting_tiles: int = FlatFieldConfig().max_tiles
 
 
 def measure(plan: StagePlan, context: Context) -> Work:
@@ -114,7 +120,7 @@ def measure(plan: StagePlan, context: Context) -> Work:
     shuffle = plan.blocks * RECORD_BYTES * 2.0
     if pattern_of(_name(plan)) == 'components':
         shuffle += context.edges * EDGE_BYTES * ROUNDS
-    amount = exactly(units(plan, dataset, context.edges))
+    amount = exactly(units(plan, dataset, context.edges, context.lighting_tiles))
     if pattern_of(_name(plan)) == 'flood':
         amount = times(rates.steps_per_voxel, amount.typical)
     return Work(
@@ -130,6 +136,8 @@ def tile_reads(plan: StagePlan, context: Context) -> float:
         return 0.0
     if name == 'check_tiles':
         return float(dataset.tiles.count)
+    if name == 'sum_lighting':
+        return float(_lit(plan, dataset.tiles, context.lighting_tiles))
     if name in ('measure_offsets', 'match_seams'):
         # A cell reads its own tiles, and those to the right and below that they overlap.
         side = context.cell_tiles
@@ -176,7 +184,17 @@ def exactly(value: float) -> Range:
     return Range(low=value, typical=value, high=value)
 
 
-def units(plan: StagePlan, dataset: DataSet, edges: float = 0.0) -> float:
+def _lit(plan: StagePlan, tiles: Tiles, most: int) -> int:
+    """Tiles whose lighting is measured: some of each beam in each section, the stage's blocks."""
+    return min(tiles.count, plan.blocks * most)
+
+
+def units(
+    plan: StagePlan,
+    dataset: DataSet,
+    edges: float = 0.0,
+    lighting_tiles: int = FlatFieldConfig().max_tiles,
+) -> float:
     """What a stage does, in units of `rates.UNITS`; voxels that are read, for FOV steps."""
     unit = UNITS[pattern_of(_name(plan))]
     volumes = [t for t in plan.traffic if t.spec is not None]
@@ -188,6 +206,8 @@ def units(plan: StagePlan, dataset: DataSet, edges: float = 0.0) -> float:
         'read_voxels': read,
         'fov_steps': read,
         'tile_pixels': tiles.pixels if tiles else 0,
+        'lit_pixels': _lit(plan, tiles, lighting_tiles) * math.prod(tiles.shape) if tiles else 0,
+        'blocks': plan.blocks,
         'tiles': tiles.count if tiles else 0,
         'sections': dataset.shape[0],
         'edges': edges,

@@ -15,6 +15,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from h01_beam.imaging.gains import apply_gain
+
 Real = npt.NDArray[np.float32]
 Reals = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -40,6 +42,10 @@ class FlatFieldConfig:
       degree: of the polynomial in y and x that the log of the gain is; 4 follows any vignette, more
         follows more tissue.
       tolerance: by which a cell may deviate before it loses its pull, in robust deviations of all.
+      max_tiles: of a section that are read for a beam, spread over all it has there; enough to
+        average tissue out.
+      sections: before and after each whose tiles tell its lighting too, as microscopes drift; in
+        causal runs twice as many before, and none after.
     """
 
     cell: int = 16
@@ -48,6 +54,8 @@ class FlatFieldConfig:
     min_tiles: int = 20
     degree: int = 4
     tolerance: float = 6.0
+    max_tiles: int = 64
+    sections: int = 4
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -59,8 +67,11 @@ class FlatFieldConfig:
             )
         if not 0 < self.min_tissue <= 1:
             raise ValueError(f'flat_field.min_tissue is {self.min_tissue}: must lie in (0, 1]')
-        if self.min_tiles < 1:
-            raise ValueError(f'flat_field.min_tiles is {self.min_tiles}: must be 1 or more')
+        for name in ('min_tiles', 'max_tiles'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'flat_field.{name} is {getattr(self, name)}: must be 1 or more')
+        if self.sections < 0:
+            raise ValueError(f'flat_field.sections is {self.sections}: must not be negative')
         if not 1 <= self.degree <= 8:
             raise ValueError(f'flat_field.degree is {self.degree}: must be 1 to 8')
         if not self.tolerance > 0:
@@ -88,7 +99,7 @@ class FlatFieldSums:
     @classmethod
     def empty(cls, shape: tuple[int, int], config: FlatFieldConfig) -> FlatFieldSums:
         """Sums of no tile; `shape` is the h and w of the tiles to come."""
-        grid = (-(-shape[0] // config.cell), -(-shape[1] // config.cell))
+        grid = sums_shape(shape, config)
         return cls(shape, np.zeros(grid, np.int64), np.zeros(grid, np.int64))
 
     def add(self, image: Bytes, mask: Bools, config: FlatFieldConfig) -> FlatFieldSums:
@@ -174,6 +185,11 @@ class FlatField:
         return np.asarray(rows @ self.gain @ columns.T, np.float32)
 
 
+def sums_shape(shape: tuple[int, int], config: FlatFieldConfig) -> tuple[int, int]:
+    """Rows and columns of the lattice of cells over a tile of h and w pixels."""
+    return -(-shape[0] // config.cell), -(-shape[1] // config.cell)
+
+
 def cell_means(image: Bytes, mask: Bools, cell: int) -> tuple[Reals, Bools]:
     """Mean of the middle half of each cell's pixels.
 
@@ -248,13 +264,14 @@ def _smooth(logs: Reals, known: Reals, config: FlatFieldConfig) -> tuple[Reals, 
     return smooth, spread
 
 
-def correct(image: Bytes, flat_field: FlatField, mask: Bools | None = None) -> Bytes:
-    """Divides a tile by its beam's lighting.
+def correct(image: Bytes, flat_field: FlatField, gain: float = 1.0, offset: float = 0.0) -> Bytes:
+    """Divides a tile by its beam's lighting; then multiplies and adds. Rounds once.
 
     Args:
       image: (h, w) uint8.
       flat_field: of its beam.
-      mask: (h, w), pixels to correct; others stay as they are. None: all.
+      gain: of the tile.
+      offset: of the tile, grey levels.
 
     Returns:
       (h, w) uint8, rounded and clipped.
@@ -268,11 +285,10 @@ def correct(image: Bytes, flat_field: FlatField, mask: Bools | None = None) -> B
             'flat field is made of'
         )
     if flat_field.neutral:
-        return image.copy()
+        return apply_gain(image, gain, offset)
     zero = np.float32(flat_field.zero_level)
     lit = (image.astype(np.float32) - zero) / flat_field.pixels() + zero
-    fixed = np.clip(np.rint(lit), 0, 255).astype(np.uint8)
-    return fixed if mask is None else np.where(mask, fixed, image)
+    return np.clip(np.rint(lit * np.float32(gain) + np.float32(offset)), 0, 255).astype(np.uint8)
 
 
 def _between(pixels: int, cells: int, cell: int) -> Reals:

@@ -19,6 +19,7 @@ from h01_beam.imaging.gains import measure_overlap_levels, solve_gains
 from h01_beam.plan import BlockResult
 from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.frames import Frames
+from h01_beam.stitching.lighting import flat_fields, zero_level
 from h01_beam.stitching.mesh import SEAM_FLOW, Seam, bend_tiles, match_seam, node_shape
 from h01_beam.stitching.offsets import measure_offset
 from h01_beam.stitching.render import PlacedTile, forward_map, inverse_map, render_montage
@@ -55,8 +56,11 @@ class StitchBlock(abc.ABC):
     def working_bytes(self, read_shape: Triple) -> int:
         return math.prod(self.frames.tile_shape) * (self.config.cached_tiles + 4 * _WORKING_FLOATS)
 
-    def images(self, tiles: Columns, gains: Columns | None = None) -> TileImages:
-        return TileImages(tiles, self.grey_range, self.config.cached_tiles, gains)
+    def images(
+        self, tiles: Columns, lighting: Columns | None = None, gains: Columns | None = None
+    ) -> TileImages:
+        fields = flat_fields(lighting, self.shape(tiles), self.config.flat_field)
+        return TileImages(tiles, self.grey_range, self.config.cached_tiles, gains, fields)
 
     def own(self, stage: Reals, pairs: Ints, block: Block) -> Ints:
         """The pairs whose first tile, by its place by the stage, is in the cell of a block."""
@@ -168,15 +172,20 @@ class MatchSeams(StitchBlock):
         least, elastic = self.config.offsets.min_overlap, self.config.elastic
         return [
             self.frames.pixel_nm, self.frames.cell, least, elastic.stride, elastic.flow,
-            self.grey_range,
+            self.grey_range, zero_level(self.config.flat_field),
         ]  # fmt: skip
 
     def __call__(
-        self, tiles: Columns, origin: Columns, places: Columns, block: Block
+        self,
+        tiles: Columns,
+        origin: Columns,
+        places: Columns,
+        block: Block,
+        lighting: Columns | None = None,
     ) -> BlockResult:
         if not length(places):
             return BlockResult()
-        shape, images = self.shape(tiles), self.images(tiles)
+        shape, images = self.shape(tiles), self.images(tiles, lighting)
         placed = _placed(tiles, places)
         pairs = find_pairs(placed, places['row'], shape, self.config.offsets.min_overlap)
         piece = np.full(length(tiles), -1)
@@ -275,20 +284,28 @@ class RenderMontage(StitchBlock):
     """A block of the montage, at lower resolution, from all tiles that reach it."""
 
     def depends_on(self) -> list[Any]:
-        return [self.config.elastic.stride, self.config.downsample, self.grey_range]
+        lit = zero_level(self.config.flat_field)
+        return [self.config.elastic.stride, self.config.downsample, self.grey_range, lit]
 
     def working_bytes(self, read_shape: Triple) -> int:
         pixels = math.prod(read_shape) * self.config.downsample**2
         return super().working_bytes(read_shape) + 12 * pixels
 
-    def __call__(self, tiles: Columns, nodes: Columns, gains: Columns, block: Block) -> BlockResult:
+    def __call__(
+        self,
+        tiles: Columns,
+        nodes: Columns,
+        gains: Columns,
+        block: Block,
+        lighting: Columns | None = None,
+    ) -> BlockResult:
         factor = self.config.downsample
         start = (block.core.start[1] * factor, block.core.start[2] * factor)
         shape = (block.core.shape[1] * factor, block.core.shape[2] * factor)
         if not length(nodes):
             nothing = np.zeros(block.core.shape, np.uint8)
             return BlockResult(arrays={'montage': nothing})
-        images = self.images(tiles, gains)
+        images = self.images(tiles, lighting, gains)
         placed = (
             PlacedTile(images[row], np.ones(images[row].shape, np.bool_), inverse)
             for row, inverse in placed_maps(nodes, self.config.elastic.stride, start, shape)

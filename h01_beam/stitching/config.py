@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from h01_beam.imaging.gains import GainConfig
+from h01_beam.imaging.illumination import FlatFieldConfig
 from h01_beam.stitching.mesh import ElasticConfig
 from h01_beam.stitching.offsets import OffsetConfig
 from h01_beam.stitching.solve import SolveConfig
@@ -18,6 +19,7 @@ class StitchConfig:
       offsets: of pairs.
       solve: rigid places.
       elastic: bent tiles.
+      flat_field: how brightly each beam lights the parts of its tile; None: all alike.
       gains: of tiles, by what they share.
       margin: pixels that tiles may end up away from where the stage has them, y and x alike, at
         least `offsets.search`; None: twice that. Frames of sections are wider by it on all sides.
@@ -34,6 +36,7 @@ class StitchConfig:
     offsets: OffsetConfig = OffsetConfig()
     solve: SolveConfig = SolveConfig()
     elastic: ElasticConfig = ElasticConfig()
+    flat_field: FlatFieldConfig | None = FlatFieldConfig()
     gains: GainConfig = GainConfig()
     margin: int | None = None
     cell_tiles: int = 4

@@ -1,5 +1,7 @@
 """Stitching as Beam stages. Shape: blocks of cells of tiles, one graph per section, blocks.
 
+sum_lighting      beams     good tiles of a beam in a section -> light_sums
+solve_lighting    beams     light_sums of the sections around -> lighting (numbers only)
 measure_offsets   cells     pairs of tiles whose first is in the cell -> offsets
 solve_places      sections  offsets of all cells -> places, pairs (numbers only, no pixels)
 match_seams       cells     tiles at their places -> seams, levels
@@ -42,9 +44,19 @@ from h01_beam.stitching.frames import (
     WholeSection,
     find_origins,
 )
+from h01_beam.stitching.lighting import (
+    Lights,
+    LightsOfSection,
+    SectionsAround,
+    SolveLighting,
+    SumLighting,
+    read_lighting,
+)
 from h01_beam.stitching.tables import (
     GAINS,
     LEVELS,
+    LIGHT_SUMS,
+    LIGHTING,
     NODES,
     OFFSETS,
     ORIGINS,
@@ -99,6 +111,7 @@ def build_stitching(
     run: Run,
     grey_range: tuple[float, float] | None = None,
     after: Sequence[beam.PCollection] = (),
+    causal: bool = False,
 ) -> beam.PCollection:
     """Adds the stages from checked tiles to the montages of all sections.
 
@@ -109,6 +122,7 @@ def build_stitching(
       run: the run; its table `tiles` is written by the stages in `after`.
       grey_range: of 16-bit tiles.
       after: the checks.
+      causal: whether sections that are added later must change nothing of those that are there.
 
     Returns:
       block records of the last stage; the volume is that of `montage_spec`.
@@ -116,10 +130,11 @@ def build_stitching(
     frames = make_frames(acquisition, config)
     if not run.dry_run:
         write_origins(acquisition, config.frame_margin, run)
-    job = _Stitching(root, run, frames, config, grey_range)
+    job = _Stitching(root, run, frames, config, grey_range, Lights.of(acquisition))
+    lit = _find_lighting(job, causal, after)
     places = _place_tiles(job, after)
     seams = job.add(
-        'match_seams', MatchSeams, job.placed, [places],
+        'match_seams', MatchSeams, {**job.placed, **job.lighting}, [places, *lit],
         table_writes={'seams': SEAMS, 'levels': LEVELS},
     )  # fmt: skip
     gains = job.add(
@@ -142,6 +157,11 @@ class _Stitching:
     frames: Frames
     config: StitchConfig
     grey_range: tuple[float, float] | None
+    lights: Lights
+
+    @property
+    def lighting(self) -> dict[str, TableRead]:
+        return read_lighting(self.config, self.lights, LightsOfSection(len(self.lights.beams)))
 
     @property
     def whole(self) -> WholeSection:
@@ -175,6 +195,44 @@ class _Stitching:
         )
 
 
+def _find_lighting(
+    job: _Stitching, causal: bool, after: Sequence[beam.PCollection]
+) -> list[beam.PCollection]:
+    config, lights = job.config.flat_field, job.lights
+    if config is None:
+        return []
+    tiles = TableRead(SectionRows(), job.frames.cells)
+    add = SumLighting(config, job.grey_range, lights, job.frames.tile_shape)
+    summed = job.root | MapBlocks(
+        add,
+        stage='sum_lighting',
+        table_reads={'tiles': tiles},
+        table_writes={'light_sums': LIGHT_SUMS},
+        grid=lights.grid,
+        config=add.depends_on(),
+        run=job.run,
+        after=after,
+    )
+    before, later = (2 * config.sections, 0) if causal else (config.sections, config.sections)
+    solve = SolveLighting(config, lights)
+    return [
+        job.root
+        | MapBlocks(
+            solve,
+            stage='solve_lighting',
+            table_reads={
+                'tiles': tiles,
+                'light_sums': SectionsAround(lights.sections, before, later),
+            },
+            table_writes={'lighting': LIGHTING},
+            grid=lights.grid,
+            config=solve.depends_on(),
+            run=job.run,
+            after=[summed],
+        )
+    ]
+
+
 def _place_tiles(job: _Stitching, after: Sequence[beam.PCollection]) -> beam.PCollection:
     offsets = job.add(
         'measure_offsets', MeasureOffsets, {'tiles': SectionRows(), 'origin': SectionRows()},
@@ -195,5 +253,6 @@ def _render_montage(
         'nodes': CellsBelow(job.frames, job.config.downsample),
     }
     reads = {name: TableRead(region, job.frames.cells) for name, region in regions.items()}
+    reads |= job.lighting
     grid = BlockGrid(spec.bounds, (1, *job.config.montage_block))
     return job.add('render_montage', RenderMontage, reads, after, grid, writes={'montage': spec})

@@ -85,5 +85,19 @@ LEVELS = Schema(
         'pixels': 'int64',
     }
 )
+# What the tiles of a beam in one section say of its lighting: see `FlatFieldSums`. A row for each
+# cell of the tiles' lattice, row by row; `columns` of it and `tiles` are the same for all cells.
+LIGHT_SUMS = Schema(
+    {
+        'section': 'int64',
+        'total': 'int64',
+        'count': 'int64',
+        'columns': 'int64',
+        'tiles': 'int64',
+    }
+)
+# The lighting of a beam in a section, at the cells of its tiles' lattice, row by row; none where
+# too few tiles tell.
+LIGHTING = Schema({'beam': 'int64', 'gain': 'float64'})
 # What each tile is multiplied by and what is added, so that neighbours look alike.
 GAINS = Schema({'row': 'int64', 'gain': 'float64', 'offset': 'float64'})

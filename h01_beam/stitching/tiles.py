@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import itertools
+import types
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,7 @@ from scipy.spatial import KDTree
 from h01_beam.acquisition.decode import TileError, read_tile, to_uint8
 from h01_beam.acquisition.tables import describe
 from h01_beam.imaging.gains import apply_gain
+from h01_beam.imaging.illumination import FlatField, correct
 from h01_beam.tables import Columns
 
 Ints = npt.NDArray[np.int64]
@@ -61,6 +64,7 @@ class TileImages:
       grey_range: of 16-bit tiles; see `to_uint8`.
       keep: how many images at most.
       gains: columns of `GAINS` to apply; None for none.
+      fields: flat fields to divide by, by beam.
     """
 
     def __init__(
@@ -69,7 +73,9 @@ class TileImages:
         grey_range: tuple[float, float] | None,
         keep: int,
         gains: Columns | None = None,
+        fields: Mapping[int, FlatField] = types.MappingProxyType({}),
     ) -> None:
+        self._fields = fields
         self._tiles, self._grey_range, self._keep = tiles, grey_range, keep
         self._gains: dict[int, tuple[float, float]] = {}
         if gains:
@@ -89,7 +95,10 @@ class TileImages:
             self._images.move_to_end(row)
             return self._images[row]
         grey = to_uint8(self._read(row), self._grey_range)
-        if row in self._gains:
+        field = self._fields.get(int(self._tiles['beam'][row]))
+        if field:
+            grey = correct(grey, field, *self._gains.get(row, ()))
+        elif row in self._gains:
             grey = apply_gain(grey, *self._gains[row])
         self._images[row] = grey
         for old in list(itertools.islice(self._images, max(0, len(self._images) - self._keep))):

@@ -41,7 +41,7 @@ from h01_beam.tables import Columns, from_parquet, from_parquets
 from h01_beam.testing.microscope.stage import read_geometry
 from h01_beam.volume import Volume
 
-SPACING = 96  # pixels between the places that are compared
+SPACING = 96  # full-size pixels between the places that are compared
 # What `--make` images; the rest is as in `microscope.yaml`.
 ACQUISITION = {
     'beams': 19,
@@ -110,8 +110,8 @@ def make(folder: Path, seed: int, workers: int) -> tuple[str, str]:
     }
     for name, arguments in (
         ('phantom', ['--output', str(folder / 'tissue'), *tissue]),
-        ('microscope', ['--output', acquisition, *_configured('microscope', microscope)]),
-        ('align', ['--run_dir', aligned, *_configured('align', align)]),
+        ('microscope', ['--output', acquisition, *as_flags('microscope', microscope)]),
+        ('align', ['--run_dir', aligned, *as_flags('align', align)]),
     ):
         started, cpu = time.perf_counter(), _cpu_seconds()
         command = [sys.executable, '-m', f'pipelines.{name}', *arguments, *options]
@@ -129,7 +129,8 @@ def _cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _configured(name: str, values: Mapping[str, object]) -> list[str]:
+def as_flags(name: str, values: Mapping[str, object]) -> list[str]:
+    """The flags of a pipeline for one of its ready configurations with some values changed."""
     sets = [part for k, v in values.items() for part in ('--set', f'{k}={v}')]
     return ['--config', f'pipelines/configs/{name}.yaml', *sets]
 
@@ -156,7 +157,8 @@ def compare_damage(acquisition: str, run: str) -> None:
 class Judge:
     """Where the places of an aligned volume lie in the tissue, by the microscope's own account."""
 
-    def __init__(self, acquisition: str, run: str) -> None:
+    def __init__(self, acquisition: str, run: str, spacing: int = SPACING) -> None:
+        self._spacing = spacing
         self._run = Run.at(run)
         finished = FinishedRun(run)
         config = finished.manifest['config']
@@ -164,6 +166,7 @@ class Judge:
         self._downsample = config['stitch']['downsample']
         self._flow_stride = config['align']['flow']['stride']
         self._tile_stride = config['stitch']['elastic']['stride']
+        self._report = json.loads(Path(run, 'report.json').read_text())
         self._geometry = read_geometry(acquisition)
         self._affines = finished.all_rows('affines')
         self._sections = finished.all_rows('sections')['section']
@@ -178,21 +181,30 @@ class Judge:
     def placed(self) -> list[int]:
         return np.flatnonzero(self._affines['state'] == 'placed').tolist()
 
+    def section(self, position: int) -> int:
+        """The number of the section at a position."""
+        return int(self._sections[position])
+
+    @property
+    def double_cuts(self) -> list[int]:
+        """Numbers of sections that are twice as thick."""
+        return [int(s['section']) for s in self._report['sections'] if s.get('double_cut')]
+
     def good(self, position: int, away_um: float) -> np.ndarray:
         """(h, w) places that are shown, and that no fold, tear or end of the section is near.
 
         The mesh closes tears, so that what is shown does not tell where they are: the truth does.
         """
         seen = np.isfinite(self.tissue_places(position, True)[0])
-        steps = max(1, round(1000 * away_um / (SPACING * self.pixel_nm)))
+        steps = max(1, round(1000 * away_um / (self._spacing * self.pixel_nm)))
         disc = np.hypot(*np.mgrid[-steps : steps + 1, -steps : steps + 1]) <= steps
         inner = np.asarray(ndimage.binary_erosion(seen, disc))
         return inner & (self._from_cuts[position] > 1000 * away_um)
 
     def tissue_places(self, position: int, elastic: bool) -> np.ndarray:
         """(2, h, w) nm in the tissue that a lattice of places shows; NaN for none."""
-        shape = [n // SPACING for n in self._image.bounds.shape[1:]]
-        points = grid_points((0.0, 0.0), SPACING, (shape[0], shape[1]))
+        shape = [n // self._spacing for n in self._image.bounds.shape[1:]]
+        points = grid_points((0.0, 0.0), self._spacing, (shape[0], shape[1]))
         box = BoundingBox((position, 0, 0), (1, *self._mesh.bounds.shape[1:]))
         vectors = self._mesh.read(box)[:, 0] * np.float32(elastic)
         mesh = CoordinateMap(np.ascontiguousarray(vectors), (0.0, 0.0), self._flow_stride)
@@ -200,7 +212,7 @@ class Judge:
         frame = to_frame(points)
         result, from_cuts = np.full(points.shape, np.nan), np.full(points.shape[1:], np.inf)
         tiles, nodes = self._rows(position)
-        section = int(self._sections[position])
+        section = self.section(position)
         everywhere = (-(10**6), -(10**6)), (2 * 10**6, 2 * 10**6)
         for row, inverse in placed_maps(nodes, self._tile_stride, *everywhere):
             pixel = inverse(frame)

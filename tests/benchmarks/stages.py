@@ -171,10 +171,11 @@ class plan_again:  # noqa: N801
 def as_dataset(acquisition, run) -> DataSet:
     shape = next(s for path, s in run.volumes().items() if path.endswith('/image')).shape
     tiles = acquisition.tiles
+    beams = len(np.unique(tiles['beam']))
     return DataSet(
         name='simulated', shape=shape, voxel_size_nm=(33, 4, 4), bytes=int(np.prod(shape)),
         tiles=Tiles(count=len(tiles['path']),
-                    shape=(int(tiles['height'].max()), int(tiles['width'].max()))),
+                    shape=(int(tiles['height'].max()), int(tiles['width'].max())), beams=beams),
     )  # fmt: skip
 
 
