@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -13,11 +14,11 @@ class Options(PipelineOptions):
     """`PipelineOptions` that keep their views.
 
     Beam asks for several views for each transform, and parses all flags anew for every one: half of
-    the time that it takes to build a pipeline. Views share their values, so one of a kind is enough.
+    the time that it takes to build a pipeline. Views share their values, so one of each is enough.
     """
 
-    def __init__(self, flags: Any = None, **values: Any) -> None:
-        super().__init__(flags, **values)
+    def __init__(self, flags: Sequence[str] = (), **values: Any) -> None:
+        super().__init__(list(flags), **values)
         # Set directly: as an attribute it would be taken for an option.
         self.__dict__['_views'] = {}
 

@@ -435,7 +435,7 @@ def _kvstore(path: str) -> dict[str, str]:
     if storage.is_remote(path):
         bucket, _, key = path.removeprefix('gs://').partition('/')
         return {'driver': 'gcs', 'bucket': bucket, 'path': f'{key}/' if key else ''}
-    return {'driver': 'file', 'path': f'{storage.local_path(path).absolute()}/'}
+    return {'driver': 'file', 'path': f'{storage.absolute(path)}/'}
 
 
 def _hash(value: Any) -> str:

@@ -18,7 +18,6 @@ from absl import flags as absl_flags
 from absl import logging
 from apache_beam.options.pipeline_options import (
     DirectOptions,
-    PipelineOptions,
     SetupOptions,
     StandardOptions,
 )
@@ -29,6 +28,7 @@ from h01_beam import config as config_lib
 from h01_beam import layers, quarantine, storage, worker
 from h01_beam.cloud.errors import explain
 from h01_beam.hardware import NO_WISHES, Hardware
+from h01_beam.options import Options
 from h01_beam.progress import LedgerProgress, count_done
 from h01_beam.run import FailurePolicy, Resources, Run
 
@@ -174,7 +174,7 @@ def execute(
         # earlier one has already remade its outputs.
         policy = FailurePolicy(args.block_attempts, args.retry_quarantined)
         rehearsal = Run(run_dir, resources, dry_run=True, hardware=hardware)
-        build(beam.Pipeline(runner='DirectRunner'), rehearsal)
+        build(beam.Pipeline(runner='DirectRunner', options=Options()), rehearsal)
         hardware.check_names(plan.name for plan in rehearsal.all_plans())
         if args.dry_run:
             print(args.describe(rehearsal))
@@ -216,7 +216,7 @@ def prepare(args: argparse.Namespace, run_dir: str, build: Callable[[Any, Run], 
     """Builds a job and makes its outputs, but runs nothing of it."""
     options = beam_options(args.beam, hardware := load_hardware(args))
     run = Run(run_dir, _resources(args, options), hardware=hardware)
-    build(beam.Pipeline(runner='DirectRunner'), run)
+    build(beam.Pipeline(runner='DirectRunner', options=Options()), run)
     return run
 
 
@@ -231,7 +231,7 @@ def _print_failure(cause: str, run: Run, keeps: bool) -> None:
         print(GO_ON, file=sys.stderr)
 
 
-def beam_options(flags: Sequence[str], hardware: Hardware = NO_WISHES) -> PipelineOptions:
+def beam_options(flags: Sequence[str], hardware: Hardware = NO_WISHES) -> Options:
     """Beam's options; DirectRunner with one worker process per core unless told otherwise.
 
     Args:
@@ -241,14 +241,14 @@ def beam_options(flags: Sequence[str], hardware: Hardware = NO_WISHES) -> Pipeli
     Raises:
       ValueError: a flag that neither we nor Beam know, for example a misspelt one.
     """
-    options = PipelineOptions(list(flags))
+    options = Options(flags)
     unknown = _unknown_to_beam(options, flags)
     if unknown:
         raise ValueError(
             f'unknown flag {unknown[0]!r}: see --help and the pipeline options of Beam'
         )
     if options.view_as(StandardOptions).runner == 'DataflowRunner':
-        options = PipelineOptions([*flags, *hardware.beam_flags(flags)])
+        options = Options([*flags, *hardware.beam_flags(flags)])
         if hardware.fits_tpus:
             logging.warning(
                 'Dataflow gives no TPUs to single stages, as of 2026-04: if it refuses the job, '
@@ -296,7 +296,7 @@ def read_report(run: Run) -> dict[str, Any]:
     return content
 
 
-def _resources(args: argparse.Namespace, options: PipelineOptions) -> Resources:
+def _resources(args: argparse.Namespace, options: Options) -> Resources:
     runner = options.view_as(StandardOptions).runner
     if runner == 'DirectRunner':
         return Resources.local(options.view_as(DirectOptions).direct_num_workers)
@@ -320,7 +320,7 @@ def is_template(flags: Sequence[str]) -> bool:
     return any(flag.startswith('--template_location') for flag in flags)
 
 
-def _unknown_to_beam(options: PipelineOptions, flags: Sequence[str]) -> list[str]:
+def _unknown_to_beam(options: Options, flags: Sequence[str]) -> list[str]:
     # Names of flags and of options differ (--experiment, experiments), so Beam's parser must say.
     unknown: list[str] = []
     options.get_all_options(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from h01_beam import quarantine, storage
 from h01_beam.geometry import BoundingBox
+from h01_beam.options import Options
 from h01_beam.run import FailurePolicy, Resources, Run
 from h01_beam.volume import Volume, VolumeSpec
 
@@ -79,7 +79,7 @@ def run_pipeline(
     """
     run = Run(str(run_dir), Resources(1, memory_bytes), dry_run=dry_run, policy=policy)
     defaults = {'runner': 'DirectRunner', 'direct_num_workers': 1}
-    pipeline = beam.Pipeline(options=PipelineOptions([], **{**defaults, **options}))
+    pipeline = beam.Pipeline(options=Options(**{**defaults, **options}))
     build(pipeline, run)
     if not dry_run:
         pipeline.run().wait_until_finish()

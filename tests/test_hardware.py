@@ -9,6 +9,7 @@ import pytest
 from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid
 from h01_beam.hardware import TPU_MACHINES, Accelerator, Hardware, StageNeeds
+from h01_beam.options import Options
 from h01_beam.run import Resources, Run
 from h01_beam.volume import Volume
 from tests.arrays import create, run_pipeline, tree_bytes
@@ -187,9 +188,7 @@ def test_hints_change_no_key_and_no_byte(tmp_path):
     asked = hardware({'double': {'accelerator': TPU, 'min_ram_gib': 48}})
     for resources in (plain, dataclasses.replace(plain, fits_stages=True)):
         run = Run(str(tmp_path / 'run'), resources, hardware=asked)
-        options = beam.options.pipeline_options.PipelineOptions(
-            [], runner='DirectRunner', direct_num_workers=1
-        )
+        options = Options([], runner='DirectRunner', direct_num_workers=1)
         pipeline = beam.Pipeline(options=options)
         build(pipeline, run)
         counters = (

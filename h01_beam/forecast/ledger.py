@@ -21,13 +21,13 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from h01_beam import status, worker
 from h01_beam.blockwise import MapBlocks
 from h01_beam.forecast.page import duration, number, size
 from h01_beam.geometry import Block, BlockGrid, BoundingBox
 from h01_beam.ledger import Marker, StageRecord, join_markers
+from h01_beam.options import Options
 from h01_beam.plan import BlockResult
 from h01_beam.progress import count_done
 from h01_beam.run import Resources, Run
@@ -166,7 +166,7 @@ def _planned(run: Run, grid: BlockGrid) -> Iterator[Measured]:
 def _plan(run: Run, grid: BlockGrid) -> Any:
     """The plan of the stage, in a dry run, with its job graph."""
     dry = Run(run.path, run.resources, dry_run=True)
-    root = beam.Pipeline(runner='DirectRunner')
+    root = beam.Pipeline(runner='DirectRunner', options=Options())
     root | _stage(dry, grid)
     root.to_runner_api()
     return dry.plans[0]
@@ -195,7 +195,7 @@ def _resumed(folder: str | None) -> Measured:
 
 def run_blocks(path: str, grid: BlockGrid) -> None:
     """Runs the stage in this process."""
-    options = PipelineOptions(['--direct_running_mode=in_memory', '--direct_num_workers=1'])
+    options = Options(['--direct_running_mode=in_memory', '--direct_num_workers=1'])
     with beam.Pipeline(runner='DirectRunner', options=options) as root:
         root | _stage(Run(path, Resources.local(1)), grid)
 

@@ -22,6 +22,7 @@ from h01_beam.alignment.stage import build_align_job
 from h01_beam.forecast.dataset import DataSet, Job
 from h01_beam.model_file import ModelCard
 from h01_beam.models import ModelRef
+from h01_beam.options import Options
 from h01_beam.run import Resources, Run, StagePlan
 from h01_beam.segmentation.config import SegmentConfig
 from h01_beam.segmentation.stage import build_segment
@@ -57,7 +58,7 @@ def plan_job(dataset: DataSet, job: Job) -> PlannedJob:
     with tempfile.TemporaryDirectory(prefix='plan_') as folder:
         # Of what a worker has, the forecast itself judges; here nothing is refused for it.
         run = Run(str(Path(folder, 'run')), Resources(1, 2**62), dry_run=True)
-        root = beam.Pipeline(runner='DirectRunner')
+        root = beam.Pipeline(runner='DirectRunner', options=Options())
         config, card = JOBS[job.job](root, dataset, job, settings, run, Path(folder))
         return PlannedJob(job.job, config, tuple(run.all_plans()), card)
 

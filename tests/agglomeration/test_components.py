@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import PipelineOptions
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import DisjointSet
 
 from h01_beam.agglomeration import components, contraction
 from h01_beam.agglomeration.components import ConnectedComponents
 from h01_beam.agglomeration.messages import Message
+from h01_beam.options import Options
 
 TWO_PROCESSES = ['--direct_running_mode=multi_processing', '--direct_num_workers=2']
 Batch = Mapping[str, Any]
@@ -45,7 +45,7 @@ def run(
         np.save(path, np.stack([batch['node'], batch['root']]))
 
     folder.mkdir()
-    pipeline = beam.Pipeline(options=PipelineOptions(list(options)))
+    pipeline = beam.Pipeline(options=Options(options))
     _ = pipeline | beam.Create(batches, reshuffle=False) | transform | beam.MapTuple(save)
     result = pipeline.run()
     result.wait_until_finish()

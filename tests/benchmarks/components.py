@@ -23,13 +23,13 @@ from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from scipy import sparse
 from scipy.sparse import csgraph
 
 from h01_beam.agglomeration import contraction
 from h01_beam.agglomeration.components import DEFAULT_SHARD_ROWS, METRICS, ConnectedComponents
+from h01_beam.options import Options
 
 BATCH_EDGES = 500_000
 
@@ -120,7 +120,7 @@ def rounds_of(result: beam.runners.runner.PipelineResult) -> dict[str, list[int]
 def measure(args: argparse.Namespace, beam_options: list[str], folder: Path) -> dict[str, object]:
     """Runs the pipeline and returns its figures."""
     transform = ConnectedComponents.for_edges(args.edges, args.shard_rows)
-    pipeline = beam.Pipeline(options=PipelineOptions(beam_options))
+    pipeline = beam.Pipeline(options=Options(beam_options))
     _ = (
         pipeline
         | beam.Create(range(-(-args.edges // BATCH_EDGES)), reshuffle=False)

@@ -20,7 +20,6 @@ from pathlib import Path
 import apache_beam as beam
 import cv2
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from h01_beam import work, worker
 from h01_beam.acquisition.importers import ImportConfig
@@ -33,6 +32,7 @@ from h01_beam.alignment.lines import LineConfig
 from h01_beam.alignment.mesh_blocks import BlocksConfig
 from h01_beam.alignment.stage import build_align_job
 from h01_beam.finish import FinishRun
+from h01_beam.options import Options
 from h01_beam.run import Resources, Run
 from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.offsets import OffsetConfig
@@ -93,7 +93,7 @@ def measure(folder: str, side: int, align: bool) -> None:
         ),
     )
     run = Run(f'{folder}/run', Resources(1, 2**34))
-    options = PipelineOptions([], runner='DirectRunner', direct_num_workers=1)
+    options = Options(runner='DirectRunner', direct_num_workers=1)
     pipeline = beam.Pipeline(options=options)
     run.write_manifest('section_memory', job, {})
     if align:

@@ -35,6 +35,7 @@ from h01_beam.forecast import rates, work
 from h01_beam.forecast.dataset import DataSet, Tiles
 from h01_beam.ledger import Marker
 from h01_beam.models import ModelRef
+from h01_beam.options import Options
 from h01_beam.plan import BlockResult
 from h01_beam.run import Resources, Run
 from h01_beam.segmentation import seeds
@@ -247,7 +248,7 @@ def overhead() -> dict:
         with tempfile.TemporaryDirectory() as folder:
             run = Run(folder, Resources.local(1))
             count = 1000
-            options = beam.options.pipeline_options.PipelineOptions(ONE_PROCESS)
+            options = Options(ONE_PROCESS)
             started = time.process_time()
             with beam.Pipeline(options=options) as root:
                 root | MapBlocks(

@@ -14,6 +14,7 @@ import pytest
 from h01_beam import tables
 from h01_beam.finish import FinishRun
 from h01_beam.ledger import StageRecord
+from h01_beam.options import Options
 from h01_beam.run import Resources, Run
 from h01_beam.segmentation.config import GridConfig, InferenceConfig, OutputConfig, SegmentConfig
 from h01_beam.segmentation.ffn import FfnConfig
@@ -59,7 +60,7 @@ def _config(tissue: dict[str, str], **changes) -> SegmentConfig:
 def _segment(config: SegmentConfig, run_dir: Path, *options: str) -> dict:
     run = Run(str(run_dir), Resources(1, 16 * 2**30))
     flags = list(options) or ['--direct_running_mode=in_memory']
-    with beam.Pipeline(options=beam.options.pipeline_options.PipelineOptions(flags)) as root:
+    with beam.Pipeline(options=Options(flags)) as root:
         build_segment(root, config, run)
         root | FinishRun(run)
     return json.loads((run_dir / 'report.json').read_text())

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from h01_beam import storage
-from h01_beam.acquisition.tables import Acquisition
 from h01_beam.geometry import Block, BoundingBox
 from h01_beam.imaging.illumination import FlatFieldConfig
 from h01_beam.stitching.lighting import (
@@ -17,19 +16,23 @@ from h01_beam.stitching.lighting import (
     flat_fields,
 )
 from h01_beam.tables import length
-from tests.acquisition.images import PIXEL_NM, columns, encode, tissue
-from tests.arrays import tree_bytes
+from tests.acquisition.images import columns, encode, tissue
 from tests.stitching.test_stage import CONFIG, SHAPE, acquire, montage, stitch, table
 
-FLAT = FlatFieldConfig(cell=10, degree=2, min_tiles=6, sections=1)
+FLAT = FlatFieldConfig(cell=10, min_tiles=6, sections=1)
 BEAMS = (2, 5)
 
 
 def vignette(beam):
     """Each beam is brightest elsewhere."""
     y, x = (np.linspace(-1, 1, n) for n in SHAPE)
-    field = 1 - 0.2 * ((y[:, None] - 0.1 * beam) ** 2 + x[None, :] ** 2)
+    field = 1 - 0.2 * ((y[:, None] - 0.05 * beam) ** 2 + x[None, :] ** 2)
     return field / field.mean()
+
+
+def texture(seed, shape):
+    """Even but for a fine grain: what varies at the scale of tiles is then lighting alone."""
+    return np.clip(np.random.default_rng(seed).normal(150, 30, shape), 40, 200)
 
 
 def section_of_beams(folder, section, fields=8, states=()):
@@ -37,9 +40,8 @@ def section_of_beams(folder, section, fields=8, states=()):
     places = [(section, f, b) for f in range(fields) for b in range(len(BEAMS))]
     tiles = columns(*zip(*places), folder=str(folder), shape=SHAPE)
     for row, path in enumerate(tiles['path']):
-        lit = tissue(100 * section + row, SHAPE) * vignette(BEAMS[row % 2])
-        image = np.clip(np.rint(lit), 0, 255).astype(np.uint8)
-        storage.write_bytes(path, encode(image, '.png'))
+        lit = texture(100 * section + row, SHAPE) * vignette(BEAMS[row % 2])
+        storage.write_bytes(path, encode(np.rint(lit).astype(np.uint8), '.png'))
     tiles['beam'] = np.array(BEAMS)[tiles['beam']]
     tiles['state'] = np.full(length(tiles), 'good', object)
     for row, state in dict(states).items():
@@ -75,7 +77,8 @@ def test_each_beam_gets_the_lighting_of_its_own_tiles(sections):
         (found,) = flat_fields(solve(sections, 1, number), SHAPE, FLAT).items()
         assert found[0] == beam
         error = found[1].pixels() / vignette(beam) - 1
-        assert np.abs(error).max() < 0.06 and error.std() < 0.02
+        other = found[1].pixels() / vignette(BEAMS[1 - number]) - 1
+        assert np.abs(error).max() < 0.05 and error.std() < min(0.01, other.std() / 5)
 
 
 def test_tiles_that_are_not_good_do_not_tell(sections, tmp_path):
@@ -123,42 +126,40 @@ def test_windows_end_with_the_stack_and_look_back_only_in_causal_runs():
     assert SectionsAround(9, 8, 0)(block(7, 0)) == BoundingBox((0, 0, 0), (8, 1, 1))
 
 
-def lit_stack(folder, section, image):
+def lit_stack(folder, section, field):
     """A grid of 4 x 4 tiles of one image, all lit alike; the stage tells the truth."""
+    image = tissue(section, (520, 520))
     places = [(section, r, c) for r in range(4) for c in range(4)]
     tiles = columns(*zip(*places), folder=str(folder), shape=SHAPE, pitch=0.75)
     h, w = SHAPE
     for path, row, column in zip(tiles['path'], tiles['field'], tiles['beam']):
         y, x = round(row * h * 0.75) + 20, round(column * w * 0.75) + 20
-        part = image[y : y + h, x : x + w] * vignette(0)
-        storage.write_bytes(path, encode(np.clip(np.rint(part), 0, 255).astype(np.uint8), '.png'))
+        part = np.rint(np.clip(image[y : y + h, x : x + w] * field, 0, 255))
+        storage.write_bytes(path, encode(part.astype(np.uint8), '.png'))
     return {**tiles, 'beam': np.zeros(16, int), 'field': np.arange(16)}
 
 
-def shading(run):
-    """How much the brightness of a montage varies at the scale of tiles, grey levels."""
+def cells(run):
+    """Brightness of a montage at the scale of parts of tiles."""
     seen = montage(run)[0].astype(float)
-    rows, columns_ = np.nonzero(seen)
-    inner = seen[rows.min() + 20 : rows.max() - 20, columns_.min() + 20 : columns_.max() - 20]
-    h, w = (n // 15 * 15 for n in inner.shape)
-    # A texture of even brightness: what varies between cells, beyond chance, is lighting.
-    cells = np.median(inner[:h, :w].reshape(h // 15, 15, w // 15, 15).swapaxes(1, 2), axis=(2, 3))
-    return float(cells.std())
+    rows, across = np.nonzero(seen)
+    inner = seen[rows.min() + 20 : rows.max() - 20, across.min() + 20 : across.max() - 20]
+    h, w = (n // 15 for n in inner.shape)
+    return inner[: h * 15, : w * 15].reshape(h, 15, w, 15).mean(axis=(1, 3))
 
 
 def test_lighting_is_taken_out_of_the_montage(tmp_path):
-    rng = np.random.default_rng(3)
-    image = np.clip(rng.normal(150, 30, (520, 520)), 30, 210)
-    acquisition = acquire([lit_stack(tmp_path / 'tiles', 0, image)])
-    assert isinstance(acquisition, Acquisition) and acquisition.pixel_nm == PIXEL_NM
     lit = dataclasses.replace(CONFIG, flat_field=dataclasses.replace(FLAT, min_tissue=0.5))
-    run, stages = stitch(tmp_path / 'run', acquisition, lit)
-    assert stages['sum_lighting']['tiles'] == 16 and stages['solve_lighting']['fields'] == 1
-    assert length(table(run, 'lighting')) == 10 * 12
-    off = dataclasses.replace(CONFIG, flat_field=None)
-    plain, without = stitch(tmp_path / 'plain', acquisition, off)
+    unlit = dataclasses.replace(CONFIG, flat_field=None)
+    tiles = {
+        name: acquire([lit_stack(tmp_path / name, z, field) for z in range(3)])
+        for name, field in (('bright', vignette(0)), ('even', np.ones(SHAPE)))
+    }
+    run, stages = stitch(tmp_path / 'run', tiles['bright'], lit)
+    assert stages['sum_lighting']['tiles'] == 48 and stages['solve_lighting']['fields'] == 3
+    assert length(table(run, 'lighting')) == 3 * 10 * 12
+    plain, without = stitch(tmp_path / 'plain', tiles['bright'], unlit)
     assert 'sum_lighting' not in without
-    assert shading(run) < 0.5 * shading(plain)
-    # Once more, with two workers' worth of other state: the same bytes.
-    again, _ = stitch(tmp_path / 'again', acquisition, lit)
-    assert tree_bytes(f'{again.path}/volumes') == tree_bytes(f'{run.path}/volumes')
+    ideal, _ = stitch(tmp_path / 'ideal', tiles['even'], unlit)
+    left, whole = (np.std(cells(r) - cells(ideal)) for r in (run, plain))
+    assert left < 0.2 * whole

@@ -13,6 +13,7 @@ from h01_beam.acquisition.tables import Acquisition, make_sections
 from h01_beam.blockwise import MapBlocks
 from h01_beam.finish import FinishRun
 from h01_beam.imaging.gains import GainConfig
+from h01_beam.imaging.illumination import FlatFieldConfig
 from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.mesh import ElasticConfig
 from h01_beam.stitching.offsets import OffsetConfig
@@ -33,6 +34,7 @@ CONFIG = StitchConfig(
 )
 STAGES = ('measure_offsets', 'solve_places', 'match_seams', 'solve_gains', 'bend_tiles',
           'render_montage')  # fmt: skip
+LIGHTING = ('sum_lighting', 'solve_lighting')
 
 
 def write_section(folder, section, rows=3, drift=0):
@@ -137,7 +139,7 @@ def keys_of(folder, acquisition, config):
         run_pipeline(
             folder, lambda root, run: build_stitching(root, acquisition, config, run), dry_run=True
         )
-    assert set(found) == set(STAGES)
+    assert set(found) == {*STAGES, *LIGHTING}
     return found
 
 
@@ -157,8 +159,23 @@ def keys(tmp_path_factory):
         ({'margin': 30}, {'solve_places'}),
         ({'downsample': 2}, {'render_montage'}),
         ({'gains': GainConfig(level_tolerance=9.0)}, {'solve_gains'}),
+        ({'flat_field': FlatFieldConfig(degree=3)}, {'solve_lighting'}),
+        (
+            {'flat_field': FlatFieldConfig(zero_level=255)},
+            {*LIGHTING, 'match_seams', 'render_montage'},
+        ),
     ],
-    ids=['memory', 'stiffness', 'stride', 'offsets', 'margin', 'downsample', 'gains'],
+    ids=[
+        'memory',
+        'stiffness',
+        'stride',
+        'offsets',
+        'margin',
+        'downsample',
+        'gains',
+        'degree',
+        'inverted',
+    ],
 )
 def test_a_parameter_is_part_of_the_stages_that_read_it(tmp_path, keys, change, stages):
     acquisition, before = keys
