@@ -8,8 +8,8 @@ Dataflow:
         --runner DataflowRunner --project P --region R --temp_location gs://b/tmp \
         --setup_file ./setup.py
 
-RUN_DIR/volumes holds `image` and `mask`; RUN_DIR/tables/tiles and sections say what became of
-every tile and section, and RUN_DIR/report.html shows it.
+RUN_DIR/volumes holds `image` and `mask`, and `even` if `contrast` is set; RUN_DIR/tables/tiles and
+sections say what became of every tile and section, and RUN_DIR/report.html shows it.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def show_results(run: Run) -> None:
     for name, value in launch.read_report(run)['highlights'].items():
         print(f'{name:<30}{value}')
     print(f'{"image":<30}{run.volume_uri("image")}')
+    if any(plan.name == 'even_contrast' for plan in run.plans):
+        print(f'{"even":<30}{run.volume_uri("even")}')
     print(f'{"report":<30}{run.path}/report.html')
     print(f'{"look at it":<30}python -m pipelines.view --run_dir {run.path}')
 

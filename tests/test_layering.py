@@ -16,6 +16,7 @@ BEAM_FILES = (
     'h01_beam/blockwise.py',
     'h01_beam/work.py',
     'h01_beam/finish.py',
+    'h01_beam/options.py',
     'h01_beam/worker.py',
     'h01_beam/boot.py',
     'h01_beam/run.py',
@@ -53,7 +54,7 @@ RULES = (
     Rule(
         packages=('apache_beam',),
         allowed=BEAM_FILES,
-        reason='stages are pure functions; Beam stays in blockwise, finish, worker, stage.py and pipelines',
+        reason='stages are pure functions; Beam stays in blockwise, finish, options, worker, stage.py and pipelines',
     ),
     Rule(
         packages=('tensorstore',),

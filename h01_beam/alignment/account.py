@@ -28,9 +28,13 @@ def describe_sections(run_path: str) -> list[dict[str, Any]]:
       tissue beyond the aligned frame; loose_tiles and outlier_pairs of stitching; folds and tears,
       how many; seam_rms_px; matches and their misfit;
       flow_known: share of the nodes; jitter_px: RMS by which the mesh and the flow disagree.
+      Where sections were made alike, levels_moved: grey levels by which its quantiles are moved, in
+      the mean; None if it shows too little.
     """
     run = FinishedRun(run_path)
-    tables = {name: run.all_rows(name) for name in _TABLES}
+    matched = (run.manifest['config'].get('contrast') or {}).get('match') is not None
+    names = (*_TABLES, 'levels_moved') if matched else _TABLES
+    tables = {name: run.all_rows(name) for name in names}
     count = len(tables['sections']['section'])
     return [_describe(run, tables, position) for position in range(count)]
 
@@ -51,6 +55,7 @@ def _describe(run: FinishedRun, tables: dict[str, Columns], position: int) -> di
         _stitched(tables, position),
         {'matches': int(affines['matches'][position])},
         _aligned(tables['links'], position),
+        _levels_moved(tables, position),
     ]
     row: dict[str, Any] = {
         'section': int(checked['section'][position]),
@@ -129,3 +134,12 @@ def _aligned(links: Columns, position: int) -> dict[str, Any]:
         'flow_known': round(known / nodes, 3) if nodes else None,
         'jitter_px': round(math.sqrt(squares / compared), 3) if compared else None,
     }
+
+
+def _levels_moved(tables: dict[str, Columns], position: int) -> dict[str, Any]:
+    if 'levels_moved' not in tables:
+        return {}
+    moved = tables['levels_moved']
+    # Rows are by z. A section lies at its number; if it fills more, these show the same.
+    own = moved['moved'][moved['section'] == tables['sections']['section'][position]].tolist()
+    return {'levels_moved': round(own[0], 2) if own else None}

@@ -12,6 +12,7 @@ from h01_beam.acquisition.checks import CheckConfig
 from h01_beam.acquisition.importers import ImportConfig
 from h01_beam.acquisition.tables import TILE_STATES, Acquisition
 from h01_beam.alignment.config import AlignConfig
+from h01_beam.imaging.contrast import ContrastConfig
 from h01_beam.stitching.config import StitchConfig
 
 
@@ -24,6 +25,8 @@ class AlignJob:
       checks: thresholds for tiles.
       stitch: tiles to montages.
       align: montages to the volume.
+      contrast: of a second volume, `even`, beside `image`, which keeps the grey levels that the
+        microscope gave; None makes none: it takes as much room as `image` again.
       section_range: numbers of the first and the last section to take; None: all.
     """
 
@@ -31,6 +34,7 @@ class AlignJob:
     checks: CheckConfig = CheckConfig()
     stitch: StitchConfig = StitchConfig()
     align: AlignConfig = AlignConfig()
+    contrast: ContrastConfig | None = None
     section_range: tuple[int, ...] | None = None
 
 

@@ -10,6 +10,7 @@ measure_frame     sections  tissue through its affine -> how much lies beyond th
 render_rough      blocks    montage and lines through its affine -> `rough`, `bands`
 flow_K, ...       blocks    `rough` -> the volume `mesh`: see `elastic.stage`
 render_image      blocks    tiles, through stitching, affine and mesh at once -> `image`, `mask`
+count_levels, ... blocks    `image`, `mask` -> the volume `even`, if asked for: see `contrast.stage`
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from h01_beam.acquisition.stage import build_checks
 from h01_beam.acquisition.tables import Acquisition
 from h01_beam.alignment.blocks import FindLines, RenderAligned, RenderRough
 from h01_beam.alignment.config import AlignConfig
+from h01_beam.alignment.contrast.stage import Tissue, build_contrast
 from h01_beam.alignment.elastic.stage import build_elastic
 from h01_beam.alignment.frames import (
     AFFINES,
@@ -54,6 +56,7 @@ from h01_beam.alignment.placing import (
 )
 from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, Triple
+from h01_beam.imaging.contrast import ContrastConfig
 from h01_beam.imaging.downsample import DownsampleConfig, pyramid_specs
 from h01_beam.imaging.stage import build_downsample
 from h01_beam.plan import Read, TableRead
@@ -71,7 +74,9 @@ def build_align_job(root: Any, acquisition: Acquisition, job: AlignJob, run: Run
     montages = build_stitching(
         root, acquisition, job.stitch, run, grey_range, [checked], job.align.causal
     )
-    build_alignment(root, acquisition, job.stitch, job.align, run, grey_range, [montages])
+    build_alignment(
+        root, acquisition, job.stitch, job.align, run, grey_range, [montages], job.contrast
+    )
 
 
 def build_alignment(
@@ -82,6 +87,7 @@ def build_alignment(
     run: Run,
     grey_range: tuple[float, float] | None = None,
     after: Sequence[beam.PCollection] = (),
+    contrast: ContrastConfig | None = None,
 ) -> beam.PCollection:
     """Adds the stages from the montages of all sections to one aligned volume.
 
@@ -93,6 +99,7 @@ def build_alignment(
       run: the run.
       grey_range: of 16-bit tiles.
       after: the stages of stitching.
+      contrast: of the volume `even` beside the image; None makes none.
 
     Returns:
       block records of the stage that renders `image` and `mask`.
@@ -138,7 +145,14 @@ def build_alignment(
         run=run,
         after=[meshes],
     )
-    build_downsample(root, specs['image'], DownsampleConfig(), run, [done])
+    if contrast is None:
+        build_downsample(root, specs['image'], DownsampleConfig(), run, [done])
+    else:
+        shown = Tissue(tissue, montage.bounds, 2**levels, factor, slices)
+        build_contrast(
+            root, specs['image'], specs['mask'], shown, config.block, contrast, config.causal, run,
+            [done],
+        )  # fmt: skip
     return done
 
 

@@ -80,8 +80,9 @@ class FinishedRun:
                 kind: Kind | None = 'segmentation' if key in LABEL_KEYS else None
                 found.append(Layer(name=key, uri=self._locate(uri), kind=kind))
         if job == 'align':
-            for name, kind in (('image', 'image'), ('mask', 'segmentation')):
-                found.append(Layer(name=name, uri=self._run.volume_uri(name), kind=kind))
+            for name, kind in (('image', 'image'), ('even', 'image'), ('mask', 'segmentation')):
+                if name != 'even' or config.get('contrast'):
+                    found.append(Layer(name=name, uri=self._run.volume_uri(name), kind=kind))
         if job == 'segmentation':
             found.append(Layer(name='segmentation', uri=self.segmentation_uri, kind='segmentation'))
         return found

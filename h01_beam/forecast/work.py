@@ -76,7 +76,7 @@ class Context:
     dataset: DataSet
     fleet: Fleet
     rates: Rates
-    results: tuple[str, ...] = ('image', 'mask', 'segmentation')
+    results: tuple[str, ...] = ('image', 'even', 'mask', 'segmentation')
     edges: float = 0.0
     card: ModelCard | None = None
     cell_tiles: int = 4

@@ -18,7 +18,8 @@ Method: Zuiderveld, "Contrast limited adaptive histogram equalization", Graphics
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -166,7 +167,7 @@ class MatchConfig:
       sigma: sections over which the reference is smooth.
       tolerance: grey levels by which a section may deviate from its neighbours before it loses
         its say in the reference.
-      min_pixels: that a section must show to have levels.
+      min_pixels: that a section must show to have levels, of the image that is counted.
     """
 
     quantiles: tuple[float, ...] = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
@@ -186,6 +187,45 @@ class MatchConfig:
                 raise ValueError(f'match.{name} is {getattr(self, name)}: must be above 0')
         if self.min_pixels < 1:
             raise ValueError(f'match.min_pixels is {self.min_pixels}: must be 1 or more')
+
+    @property
+    def window(self) -> int:
+        """Sections to either side that one's table depends on: all that weigh in the reference."""
+        return math.ceil(4 * self.sigma)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastConfig:
+    """What is done to the grey levels of a volume of sections: matched first, then made even.
+
+    Attributes:
+      match: makes sections alike; None: they keep their levels.
+      clahe: makes contrast even over each section; None: it stays as it is.
+      level_mip: level of the pyramid on which grey levels are counted; a lower one if sections of
+        that one are merged. Averaged noise does not count then, and at 8 x 8 pixels to one a
+        section of 350 GB has some 330 blocks of the default size.
+      level_block: y and x pixels of that level that are counted at once.
+    """
+
+    match: MatchConfig | None = MatchConfig()
+    clahe: ClaheConfig | None = ClaheConfig()
+    level_mip: int = 3
+    level_block: tuple[int, int] = (4096, 4096)
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        if self.match is None and self.clahe is None:
+            raise ValueError(
+                'contrast.match and contrast.clahe are None: one of them must be set; without any, '
+                'leave contrast out'
+            )
+        if self.level_mip < 0:
+            raise ValueError(f'contrast.level_mip is {self.level_mip}: must not be negative')
+        if len(self.level_block) != 2 or min(self.level_block) < 64:
+            raise ValueError(
+                f'contrast.level_block is {self.level_block}: must be two numbers of pixels, y and '
+                'x, 64 or more'
+            )
 
 
 def count_levels(image: Bytes, mask: Bools) -> Ints:
@@ -269,16 +309,28 @@ def level_table(levels: Reals, reference: Reals) -> Bytes:
     return np.clip(np.rint(table), 0, 255).astype(np.uint8)
 
 
-def level_tables(histograms: Sequence[Ints], config: MatchConfig) -> Bytes:
-    """(n, 256) uint8 lookup tables of all sections.
+def table_of_section(levels: Mapping[int, Reals], section: int, config: MatchConfig) -> Bytes:
+    """Lookup table of a section, from its own levels and those of the sections around it.
+
+    Of what is farther away than `config.window` nothing must be given, so that no worker ever
+    needs all sections. A longer gap, over which `smooth_levels` would still see the other side, is
+    therefore not bridged: a section that is so far from all others keeps its own levels.
 
     Args:
-      histograms: (256,) of each section, in their order.
-      config: quantiles and sigma.
+      levels: (q,) by section, ascending; see `measure_levels`. Sections without any are left out.
+      section: its place in the stack.
+      config: quantiles, sigma and tolerance.
+
+    Returns:
+      (256,) uint8; as it is (0 to 255) if the section has no levels.
     """
-    levels = np.stack([measure_levels(h, config) for h in histograms])
-    pairs = zip(levels, smooth_levels(levels, config), strict=True)
-    return np.stack([level_table(own, wanted) for own, wanted in pairs])
+    if section not in levels:
+        return np.arange(256, dtype=np.uint8)
+    first = min(levels)
+    stack = np.full((max(levels) - first + 1, len(config.quantiles)), np.nan)
+    for z, own in levels.items():
+        stack[z - first] = own
+    return level_table(levels[section], smooth_levels(stack, config)[section - first])
 
 
 def match_levels(image: Bytes, mask: Bools, table: Bytes) -> Bytes:
@@ -287,6 +339,6 @@ def match_levels(image: Bytes, mask: Bools, table: Bytes) -> Bytes:
     Args:
       image: (h, w) uint8.
       mask: (h, w), pixels to change; others stay as they are.
-      table: (256,) of the section; see `level_tables`.
+      table: (256,) of the section; see `table_of_section`.
     """
     return np.where(mask, table[image], image)

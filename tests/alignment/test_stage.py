@@ -20,11 +20,13 @@ from h01_beam.alignment.stage import build_align_job
 from h01_beam.export.finished_run import FinishedRun
 from h01_beam.finish import FinishRun
 from h01_beam.geometry import Block
+from h01_beam.imaging.contrast import ClaheConfig, ContrastConfig, MatchConfig
 from h01_beam.imaging.masks import TissueConfig
 from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.mesh import ElasticConfig
 from h01_beam.stitching.offsets import OffsetConfig
 from h01_beam.volume import Volume
+from pipelines.align import show_results
 from tests.alignment.acquisition import read, write_acquisition
 from tests.arrays import box, run_pipeline
 
@@ -129,6 +131,30 @@ def test_blocks_do_not_show(aligned, tmp_path):
     other = run(tmp_path / 'run', acquisition, job)
     for name in ('montage', 'image', 'mask'):
         np.testing.assert_array_equal(whole(finished, name), whole(other, name), err_msg=name)
+
+
+@pytest.mark.slow
+def test_even_contrast_lies_beside_the_image(aligned, tmp_path, capsys):
+    _, acquisition, finished = aligned
+    contrast = ContrastConfig(
+        match=MatchConfig(min_pixels=1000), clahe=ClaheConfig(cell=64), level_mip=1
+    )
+    other = run(tmp_path / 'run', acquisition, dataclasses.replace(JOB, contrast=contrast))
+    for name in ('image', 'mask'):
+        np.testing.assert_array_equal(whole(finished, name), whole(other, name), err_msg=name)
+    image, mask, even = (whole(other, name) for name in ('image', 'mask', 'even'))
+    np.testing.assert_array_equal(even == 0, mask == 0)
+    assert (even != image).any(axis=(1, 2)).tolist() == [True, True, False, True]
+    told = describe_sections(str(tmp_path / 'run'))
+    assert [s['levels_moved'] is None for s in told] == [False, False, True, False]
+    assert 'levels_moved' not in describe_sections(finished.path)[0]
+    # Of the tissue, a quarter of the pixels, less what lies at its edge.
+    stages = json.loads((tmp_path / 'run' / 'report.json').read_text())['stages']
+    assert 0.2 < stages['count_levels']['pixels'] / (mask > 0).sum() < 0.25
+    layers = [layer.name for layer in FinishedRun(str(tmp_path / 'run')).layers()]
+    assert layers == ['image', 'even', 'mask']
+    show_results(other)
+    assert f'even{26 * " "}{other.volume_uri("even")}' in capsys.readouterr().out
 
 
 def test_a_range_of_sections(aligned):

@@ -87,7 +87,8 @@ def run_align(folder: Path, shape) -> dict[str, str]:
     if not (run_dir / 'report.json').exists():
         call(align.main, align.flags(), '--config', CONFIGS / 'align.yaml', '--run_dir', run_dir,
              '--set', f'tiles.source={source}/tiles.parquet',
-             '--set', f'tiles.sections={source}/sections.parquet')  # fmt: skip
+             '--set', f'tiles.sections={source}/sections.parquet', '--set', 'contrast={}',
+             )  # fmt: skip
     return {'align': str(run_dir)}
 
 

@@ -9,10 +9,10 @@ from h01_beam.imaging.contrast import (
     count_levels,
     equalize,
     level_table,
-    level_tables,
     match_levels,
     measure_levels,
     smooth_levels,
+    table_of_section,
 )
 from tests.acquisition.images import tissue
 
@@ -130,9 +130,15 @@ def counts(images):
     return [count_levels(i, np.ones(i.shape, bool)) for i in images]
 
 
+def tables_of(images):
+    """The tables of all sections, each from those in its window."""
+    levels = {z: measure_levels(h, MATCH) for z, h in enumerate(counts(images))}
+    return [table_of_section(levels, z, MATCH) for z in levels]
+
+
 def test_sections_become_alike():
     images = sections()
-    tables = level_tables(counts(images), MATCH)
+    tables = tables_of(images)
     full = np.ones(images[0].shape, bool)
     matched = [match_levels(i, full, t) for i, t in zip(images, tables)]
     # The reference itself may drift, slowly: neighbours must agree.
@@ -145,12 +151,12 @@ def test_sections_become_alike():
 
 def test_tables_never_fall_and_a_wild_section_does_not_draw_its_neighbours():
     images = sections()
-    alone = level_tables(counts(images), MATCH)
+    alone = tables_of(images)
     images[10] = (180 + images[10] // 4).astype(np.uint8)
-    tables = level_tables(counts(images), MATCH)
-    assert (np.diff(tables.astype(int), axis=1) >= 0).all()
+    tables = tables_of(images)
+    assert (np.diff(np.stack(tables).astype(int), axis=1) >= 0).all()
     near = np.percentile(images[9], (5, 95)).astype(int)
-    np.testing.assert_allclose(tables[9, near], alone[9, near].astype(int), atol=3)
+    np.testing.assert_allclose(tables[9][near], alone[9][near].astype(int), atol=3)
     # It is itself made like them.
     matched = tables[10][images[10]]
     other = tables[9][images[9]]
