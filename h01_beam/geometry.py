@@ -262,6 +262,20 @@ class CoreBox:
 
 
 @dataclasses.dataclass(frozen=True)
+class OfSection:
+    """What is kept of the section that a block is of, from y = x = 0 on; its z is the section.
+
+    Attributes:
+      shape: y and x; of rows that are kept with the first block of a section, (1, 1).
+    """
+
+    shape: tuple[int, int] = (1, 1)
+
+    def __call__(self, block: Block) -> BoundingBox:
+        return BoundingBox((block.core.start[0], 0, 0), (1, *self.shape))
+
+
+@dataclasses.dataclass(frozen=True)
 class ReadBox:
     """The block's core and halo."""
 

@@ -373,20 +373,6 @@ class SectionsBefore:
 
 
 @dataclasses.dataclass(frozen=True)
-class OfSection:
-    """All of a section's own rows.
-
-    Attributes:
-      shape: y and x of what is read of it.
-    """
-
-    shape: tuple[int, int] = (1, 1)
-
-    def __call__(self, block: Block) -> BoundingBox:
-        return BoundingBox((block.core.start[0], 0, 0), (1, *self.shape))
-
-
-@dataclasses.dataclass(frozen=True)
 class Everything:
     """One box for all blocks."""
 

@@ -33,7 +33,6 @@ from h01_beam.alignment.frames import (
     CellsOfSlice,
     Everything,
     NodesOfSlice,
-    OfSection,
     OfSlice,
     PairedSection,
     PixelsOfRough,
@@ -55,7 +54,7 @@ from h01_beam.alignment.placing import (
     deal_affines,
 )
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, Triple
+from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, OfSection, Triple
 from h01_beam.imaging.contrast import ContrastConfig
 from h01_beam.imaging.downsample import DownsampleConfig, pyramid_specs
 from h01_beam.imaging.stage import build_downsample

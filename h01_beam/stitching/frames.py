@@ -123,14 +123,6 @@ class WholeSection:
 
 
 @dataclasses.dataclass(frozen=True)
-class SectionRows:
-    """The rows of a section that are kept with its first cell, for all of its blocks."""
-
-    def __call__(self, block: Block) -> BoundingBox:
-        return BoundingBox((block.core.start[0], 0, 0), (1, 1, 1))
-
-
-@dataclasses.dataclass(frozen=True)
 class CellsBelow:
     """The cells whose tiles may reach a block of the montage.
 

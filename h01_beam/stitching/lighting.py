@@ -75,16 +75,6 @@ class SectionsAround:
 
 
 @dataclasses.dataclass(frozen=True)
-class LightsOfSection:
-    """All beams of the section that a block is of, given that its z is the section's position."""
-
-    beams: int
-
-    def __call__(self, block: Block) -> BoundingBox:
-        return BoundingBox((block.core.start[0], 0, 0), (1, self.beams, 1))
-
-
-@dataclasses.dataclass(frozen=True)
 class SumLighting:
     """Adds up what the good tiles of one beam in one section say.
 

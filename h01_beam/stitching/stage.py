@@ -24,7 +24,7 @@ import numpy as np
 from h01_beam.acquisition.stage import write_if_new
 from h01_beam.acquisition.tables import Acquisition
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, ReadBox, Region
+from h01_beam.geometry import BlockGrid, OfSection, ReadBox, Region
 from h01_beam.plan import TableRead
 from h01_beam.run import Run
 from h01_beam.stitching.blocks import (
@@ -40,13 +40,11 @@ from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.frames import (
     CellsBelow,
     Frames,
-    SectionRows,
     WholeSection,
     find_origins,
 )
 from h01_beam.stitching.lighting import (
     Lights,
-    LightsOfSection,
     SectionsAround,
     SolveLighting,
     SumLighting,
@@ -161,7 +159,7 @@ class _Stitching:
 
     @property
     def lighting(self) -> dict[str, TableRead]:
-        return read_lighting(self.config, self.lights, LightsOfSection(len(self.lights.beams)))
+        return read_lighting(self.config, self.lights, OfSection((len(self.lights.beams), 1)))
 
     @property
     def whole(self) -> WholeSection:
@@ -170,7 +168,7 @@ class _Stitching:
 
     @property
     def placed(self) -> dict[str, Region]:
-        return dict.fromkeys(('tiles', 'origin', 'places'), SectionRows())
+        return dict.fromkeys(('tiles', 'origin', 'places'), OfSection())
 
     def add(
         self,
@@ -201,7 +199,7 @@ def _find_lighting(
     config, lights = job.config.flat_field, job.lights
     if config is None:
         return []
-    tiles = TableRead(SectionRows(), job.frames.cells)
+    tiles = TableRead(OfSection(), job.frames.cells)
     add = SumLighting(config, job.grey_range, lights, job.frames.tile_shape)
     summed = job.root | MapBlocks(
         add,
@@ -235,7 +233,7 @@ def _find_lighting(
 
 def _place_tiles(job: _Stitching, after: Sequence[beam.PCollection]) -> beam.PCollection:
     offsets = job.add(
-        'measure_offsets', MeasureOffsets, {'tiles': SectionRows(), 'origin': SectionRows()},
+        'measure_offsets', MeasureOffsets, {'tiles': OfSection(), 'origin': OfSection()},
         after, table_writes={'offsets': OFFSETS},
     )  # fmt: skip
     return job.add(
@@ -248,8 +246,8 @@ def _render_montage(
     job: _Stitching, spec: VolumeSpec, after: Sequence[beam.PCollection]
 ) -> beam.PCollection:
     regions: dict[str, Region] = {
-        'tiles': SectionRows(),
-        'gains': SectionRows(),
+        'tiles': OfSection(),
+        'gains': OfSection(),
         'nodes': CellsBelow(job.frames, job.config.downsample),
     }
     reads = {name: TableRead(region, job.frames.cells) for name, region in regions.items()}
