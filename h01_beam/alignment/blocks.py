@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from h01_beam.alignment.config import AlignConfig
-from h01_beam.alignment.flow import estimate_flow
+from h01_beam.alignment.elastic.lines import LineConfig, find_lines
 from h01_beam.alignment.frames import (
     RENDER_STRIDE,
     PixelsOfRough,
@@ -21,10 +21,9 @@ from h01_beam.alignment.frames import (
     rough_map,
     state_of,
 )
-from h01_beam.alignment.lines import LineConfig, find_lines
-from h01_beam.alignment.maps import CoordinateMap, compose, warp
 from h01_beam.geometry import Block, BoundingBox, Triple
 from h01_beam.plan import BlockResult
+from h01_beam.registration.maps import CoordinateMap, compose, warp
 from h01_beam.stitching.blocks import StitchBlock, placed_maps
 from h01_beam.stitching.lighting import zero_level
 from h01_beam.stitching.render import PlacedTile, render_montage
@@ -114,48 +113,6 @@ def _enlarged(mask: Bytes, factor: int, box: BoundingBox) -> npt.NDArray[np.bool
     y, x = (np.arange(s, e) // factor - s // factor for s, e in zip(box.start[1:], box.end[1:],
                                                                     strict=True))  # fmt: skip
     return mask[np.ix_(y, x)] > 0
-
-
-@dataclasses.dataclass(frozen=True)
-class EstimateFlow:
-    """Flow at a block of nodes from one section to another.
-
-    Attributes:
-      config: of alignment.
-    """
-
-    config: AlignConfig
-
-    def working_bytes(self, read_shape: Triple) -> int:
-        side = [n * self.config.flow.stride + 2 * self.config.flow.reach for n in read_shape[1:]]
-        return 60 * side[0] * side[1]
-
-    def __call__(self, fixed: Bytes | None, moving: Bytes | None, block: Block) -> BlockResult:
-        flow_config = self.config.flow
-        unknown = np.full((3, *block.core.shape), np.nan, np.float32)
-        unknown[2] = 0
-        if fixed is None or moving is None or not fixed.any() or not moving.any():
-            return BlockResult(arrays={'flow': unknown})
-        stride = flow_config.stride
-        start = [s - max(0, s - flow_halo(self.config) // stride) for s in block.core.start[1:]]
-        y, x = (slice(s, s + n) for s, n in zip(start, block.core.shape[1:], strict=True))
-        flow = estimate_flow(
-            fixed[0], moving[0], fixed[0] > 0, moving[0] > 0, flow_config,
-            (slice(y.start * stride, y.stop * stride), slice(x.start * stride, x.stop * stride)),
-        )  # fmt: skip
-        weight = np.where(flow.known, np.clip(flow.peak, 0, 1) ** 2, 0)
-        found = np.stack([*flow.map.vectors, weight])[:, y, x]
-        h, w = found.shape[1:]
-        unknown[:, 0, :h, :w] = found
-        tried = float((flow.peak[y, x] > 0).sum())
-        known = float(flow.known[y, x].sum())
-        return BlockResult(arrays={'flow': unknown}, metrics={'nodes': tried, 'nodes_known': known})
-
-
-def flow_halo(config: AlignConfig) -> int:
-    """Pixels that a block of flow reads around: its reach, in steps that keep the nodes."""
-    unit = config.flow.unit
-    return -(-config.flow.reach // unit) * unit
 
 
 @dataclasses.dataclass(frozen=True)

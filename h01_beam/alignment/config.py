@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from h01_beam.alignment.coarse import CoarseConfig
-from h01_beam.alignment.flow import FlowConfig, FlowLevel
-from h01_beam.alignment.lines import LineConfig
-from h01_beam.alignment.lookup import LookupConfig
-from h01_beam.alignment.mesh import MeshConfig
-from h01_beam.alignment.mesh_blocks import BlocksConfig
+from h01_beam.alignment.coarse.features import CoarseConfig
+from h01_beam.alignment.coarse.lookup import LookupConfig
+from h01_beam.alignment.elastic.lines import LineConfig
+from h01_beam.alignment.elastic.mesh import MeshConfig
+from h01_beam.alignment.elastic.mesh_blocks import BlocksConfig
 from h01_beam.imaging.masks import TissueConfig
+from h01_beam.registration.flow import FlowConfig, FlowLevel
 
 _FAR = FlowLevel(downsample=4, patch=48, search=16)
 

@@ -17,10 +17,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.alignment.maps import CoordinateMap, from_affine, grid_points, invert_affine
-from h01_beam.geometry import Block, BoundingBox
+from h01_beam.geometry import Block, BlockGrid, BoundingBox, Triple
+from h01_beam.registration.maps import CoordinateMap, from_affine, grid_points, invert_affine
 from h01_beam.stitching.frames import Frames
 from h01_beam.tables import Columns, Schema
+from h01_beam.volume import VolumeSpec
 
 Reals = npt.NDArray[np.float64]
 
@@ -39,6 +40,17 @@ AFFINES = Schema(
 )  # fmt: skip
 # Pixels between the nodes at which the composed map is exact.
 RENDER_STRIDE = 32
+
+
+def by_section(sections: int, first: int = 0) -> BlockGrid:
+    """One block for each section."""
+    return BlockGrid(BoundingBox((first, 0, 0), (sections, 1, 1)), (1, 1, 1))
+
+
+def aligned_shape(montage: VolumeSpec, margin: int) -> Triple:
+    """Zyx pixels of the aligned frame, at the size of the montage's pixels."""
+    sections, height, width = montage.shape
+    return sections, height + 2 * margin, width + 2 * margin
 
 
 def affine_of(affines: Columns, position: int) -> Reals:

@@ -1,12 +1,7 @@
 """Alignment as Beam stages. Shape: pairs of sections, two graphs, blocks.
 
 find_lines        blocks    montage -> the volume `lines`: folds and tears
-match_sections    pairs     thumbnails -> matches
-place_sections    graph     matches of all pairs -> placement of all sections (numbers only); or,
-                            in causal runs, affines of one section after the other
-deal_affines      sections  placement -> affines, of each section by itself
-check_order       graph     matches of all pairs -> sections out of order (numbers only)
-measure_frame     sections  tissue through its affine -> how much lies beyond the aligned frame
+match_sections, ...         thumbnails -> affines of sections: see `coarse.stage`
 render_rough      blocks    montage and lines through its affine -> `rough`, `bands`
 flow_K, ...       blocks    `rough` -> the volume `mesh`: see `elastic.stage`
 render_image      blocks    tiles, through stitching, affine and mesh at once -> `image`, `mask`
@@ -25,38 +20,25 @@ import numpy as np
 from h01_beam.acquisition.stage import build_checks
 from h01_beam.acquisition.tables import Acquisition
 from h01_beam.alignment.blocks import FindLines, RenderAligned, RenderRough
+from h01_beam.alignment.coarse.stage import build_coarse
 from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.contrast.stage import Tissue, build_contrast
 from h01_beam.alignment.elastic.stage import build_elastic
 from h01_beam.alignment.frames import (
-    AFFINES,
     CellsOfSlice,
-    Everything,
     NodesOfSlice,
     OfSlice,
-    PairedSection,
     PixelsOfRough,
     PixelsOfSlice,
-    SectionsBefore,
     Slices,
+    aligned_shape,
+    by_section,
 )
 from h01_beam.alignment.job import AlignJob
-from h01_beam.alignment.placing import (
-    FRAME,
-    MATCHES,
-    MISPLACED,
-    CheckOrder,
-    FindTissue,
-    MatchThumbnails,
-    MeasureFrame,
-    PlaceNext,
-    PlaceSections,
-    deal_affines,
-)
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, OfSection, Triple
+from h01_beam.geometry import BlockGrid, OfSection
 from h01_beam.imaging.contrast import ContrastConfig
-from h01_beam.imaging.downsample import DownsampleConfig, pyramid_specs
+from h01_beam.imaging.downsample import DownsampleConfig
 from h01_beam.imaging.stage import build_downsample
 from h01_beam.plan import Read, TableRead
 from h01_beam.run import Run
@@ -106,9 +88,9 @@ def build_alignment(
     frames = make_frames(acquisition, stitch)
     montage = montage_spec(acquisition, frames, stitch, run)
     lines, lined = _find_lines(root, montage, config, run, after)
-    tissue, levels, affines = _place(root, montage, config, run, after)
+    tissue, coarseness, affines = build_coarse(root, montage, config, run, after)
     rough, bands, roughs = build_rough(
-        root, montage, tissue, lines, 2**levels, config, run, [affines, *lined]
+        root, montage, tissue, lines, coarseness, config, run, [affines, *lined]
     )
     mesh, damage, meshes = build_elastic(
         root, rough, bands, stitch.downsample, config, run, [roughs]
@@ -135,7 +117,7 @@ def build_alignment(
             'tiles': TableRead(OfSlice(slices), cells),
             'nodes': TableRead(CellsOfSlice(slices, frames, factor, reach), cells, by='affines'),
             'gains': TableRead(OfSlice(slices), cells),
-            'affines': TableRead(OfSlice(slices), _by_section(rough.shape[0])),
+            'affines': TableRead(OfSlice(slices), by_section(rough.shape[0])),
             **read_lighting(stitch, lights, OfSlice(slices, (len(lights.beams), 1))),
         },
         writes=dict(specs),
@@ -147,7 +129,7 @@ def build_alignment(
     if contrast is None:
         build_downsample(root, specs['image'], DownsampleConfig(), run, [done])
     else:
-        shown = Tissue(tissue, montage.bounds, 2**levels, factor, slices)
+        shown = Tissue(tissue, montage.bounds, coarseness, factor, slices)
         build_contrast(
             root, specs['image'], specs['mask'], shown, config.block, contrast, config.causal, run,
             [done],
@@ -186,10 +168,6 @@ def _nominal_nm(acquisition: Acquisition, config: AlignConfig) -> float:
     return float(thickness[0] if config.causal else np.median(thickness))
 
 
-def _by_section(sections: int) -> BlockGrid:
-    return BlockGrid(BoundingBox((0, 0, 0), (sections, 1, 1)), (1, 1, 1))
-
-
 def _find_lines(
     root: Any,
     montage: VolumeSpec,
@@ -218,166 +196,6 @@ def _find_lines(
     return lines, [found]
 
 
-def _find_tissue(
-    root: Any,
-    montage: VolumeSpec,
-    config: AlignConfig,
-    run: Run,
-    after: Sequence[beam.PCollection],
-) -> tuple[VolumeSpec, VolumeSpec, int, beam.PCollection]:
-    """Thumbnails, what of them is tissue, and how often they are halved."""
-    levels, side = 0, max(montage.shape[1:])
-    while side > config.thumbnail:
-        levels, side = levels + 1, -(-side // 2)
-    pyramid = DownsampleConfig(levels=levels, factors=((1, 2, 2),) * levels)
-    done = build_downsample(root, montage, pyramid, run, after)
-    thumbnails = [montage, *(spec for _, spec in pyramid_specs(montage, pyramid))][levels]
-    tissue = dataclasses.replace(
-        thumbnails, uri=run.volume_uri('tissue'), chunk=(1, 512, 512), kind='segmentation'
-    )
-    found = root | MapBlocks(
-        FindTissue(config.tissue),
-        stage='find_tissue',
-        reads={'thumbnail': Read(thumbnails, CoreBox())},
-        writes={'tissue': tissue},
-        grid=BlockGrid(thumbnails.bounds, (1, *_whole_chunks(tissue))),
-        config=config.tissue,
-        run=run,
-        after=done[-1:] or after,
-    )
-    return thumbnails, tissue, levels, found
-
-
-def _place(
-    root: Any,
-    montage: VolumeSpec,
-    config: AlignConfig,
-    run: Run,
-    after: Sequence[beam.PCollection],
-) -> tuple[VolumeSpec, int, beam.PCollection]:
-    thumbnails, tissue, levels, found = _find_tissue(root, montage, config, run, after)
-    bounds = thumbnails.bounds
-    pairs = BlockGrid(
-        BoundingBox((0, 0, 0), (montage.shape[0], config.coarse.neighbours, 1)), (1, 1, 1)
-    )
-    matches = root | MapBlocks(
-        MatchThumbnails(config),
-        stage='match_sections',
-        reads={
-            'first': Read(thumbnails, PairedSection(bounds)),
-            'second': Read(thumbnails, PairedSection(bounds, second=True)),
-            'first_tissue': Read(tissue, PairedSection(bounds)),
-            'second_tissue': Read(tissue, PairedSection(bounds, second=True)),
-        },
-        table_writes={'matches': MATCHES},
-        grid=pairs,
-        config=[config.coarse, config.lookup],
-        run=run,
-        after=[found],
-    )
-    sections = _by_section(montage.shape[0])
-    placed = _place_by_matches(root, montage, tissue, 2**levels, pairs, config, run, [matches])
-    root | MapBlocks(
-        CheckOrder(config, montage.shape[0]),
-        stage='check_order',
-        table_reads={'matches': TableRead(Everything(pairs.bounds), pairs)},
-        table_writes={'misplaced': MISPLACED},
-        grid=_by_section(1),
-        config=[config.coarse.neighbours, montage.shape[0]],
-        run=run,
-        after=[matches],
-    )
-    frame = _aligned_shape(montage, config)[1:]
-    root | MapBlocks(
-        MeasureFrame(2**levels, config.margin, frame),
-        stage='measure_frame',
-        reads={'tissue': Read(tissue, OfSection(tissue.shape[1:]))},
-        table_reads={'affines': TableRead(OfSection(), sections)},
-        table_writes={'frame': FRAME},
-        grid=sections,
-        config=[2**levels, config.margin, frame],
-        run=run,
-        after=[placed],
-    )
-    return tissue, levels, placed
-
-
-def _place_by_matches(
-    root: Any,
-    montage: VolumeSpec,
-    tissue: VolumeSpec,
-    factor: int,
-    pairs: BlockGrid,
-    config: AlignConfig,
-    run: Run,
-    after: Sequence[beam.PCollection],
-) -> beam.PCollection:
-    """All sections at once; in causal runs one after the other, on those before it."""
-    if not config.causal:
-        return _place_at_once(root, montage, tissue, factor, pairs, config, run, after)
-    thumbnail = tissue.shape[1:]
-    neighbours = config.coarse.neighbours
-    return root | MapBlocks(
-        PlaceNext(config, thumbnail, factor),
-        stage='place_sections',
-        reads={'tissue': Read(tissue, OfSection(thumbnail))},
-        table_reads={
-            'matches': TableRead(OfSection((neighbours, 1)), pairs),
-            'affines': SectionsBefore(neighbours),
-        },
-        table_writes={'affines': AFFINES},
-        grid=_by_section(montage.shape[0]),
-        config=[config.coarse, config.margin, thumbnail, factor],
-        chained=True,
-        run=run,
-        after=after,
-    )
-
-
-def _place_at_once(
-    root: Any,
-    montage: VolumeSpec,
-    tissue: VolumeSpec,
-    factor: int,
-    pairs: BlockGrid,
-    config: AlignConfig,
-    run: Run,
-    after: Sequence[beam.PCollection],
-) -> beam.PCollection:
-    """All sections in one block; then dealt out, so that no later block reads those of all."""
-    once = _by_section(1)
-    placed = root | MapBlocks(
-        PlaceSections(config, montage.shape[0], tissue.shape[1:], factor),
-        stage='place_sections',
-        table_reads={'matches': TableRead(Everything(pairs.bounds), pairs)},
-        table_writes={'placement': AFFINES},
-        grid=once,
-        config=[config.coarse, config.margin, montage.shape, factor],
-        run=run,
-        after=after,
-    )
-    return root | MapBlocks(
-        deal_affines,
-        stage='deal_affines',
-        table_reads={'placement': TableRead(Everything(once.bounds), once)},
-        table_writes={'affines': AFFINES},
-        grid=_by_section(montage.shape[0]),
-        run=run,
-        after=[placed],
-    )
-
-
-def _aligned_shape(montage: VolumeSpec, config: AlignConfig) -> Triple:
-    sections, height, width = montage.shape
-    return sections, height + 2 * config.margin, width + 2 * config.margin
-
-
-def _whole_chunks(spec: VolumeSpec) -> tuple[int, int]:
-    """Extent of a section in whole chunks."""
-    y, x = (-(-n // c) * c for n, c in zip(spec.shape[1:], spec.chunk[1:], strict=True))
-    return y, x
-
-
 def build_rough(
     root: Any,
     montage: VolumeSpec,
@@ -403,7 +221,7 @@ def build_rough(
     Returns:
       the volumes `rough` and, with lines, `bands`; block records.
     """
-    shape = _aligned_shape(montage, config)
+    shape = aligned_shape(montage, config.margin)
     rough = dataclasses.replace(montage, uri=run.volume_uri('rough'), shape=shape)
     shown = PixelsOfRough(montage.bounds)
     reads = {
@@ -419,7 +237,7 @@ def build_rough(
         RenderRough(factor, shown, bands is not None),
         stage='render_rough',
         reads=reads,
-        table_reads={'affines': TableRead(OfSection(), _by_section(montage.shape[0]))},
+        table_reads={'affines': TableRead(OfSection(), by_section(montage.shape[0]))},
         writes=dict(writes),
         grid=BlockGrid(rough.bounds, (1, *config.rough_block)),
         config=factor,

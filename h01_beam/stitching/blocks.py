@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.alignment.maps import CoordinateMap
 from h01_beam.geometry import Block, Triple
 from h01_beam.imaging.gains import measure_overlap_levels, solve_gains
 from h01_beam.plan import BlockResult
+from h01_beam.registration.maps import CoordinateMap
 from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.frames import Frames
 from h01_beam.stitching.lighting import flat_fields, zero_level

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import scipy.sparse
 import scipy.sparse.linalg
 
-from h01_beam.alignment.flow import FlowConfig, FlowLevel, estimate_flow
+from h01_beam.registration.flow import FlowConfig, FlowLevel, estimate_flow
 
 Real = npt.NDArray[np.float32]
 Reals = npt.NDArray[np.float64]

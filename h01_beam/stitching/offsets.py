@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.alignment.correlation import correlate_masked, vertex
-from h01_beam.alignment.flow import local_contrast
+from h01_beam.registration.correlation import correlate_masked, vertex
+from h01_beam.registration.flow import local_contrast
 
 Real = npt.NDArray[np.float32]
 Reals = npt.NDArray[np.float64]

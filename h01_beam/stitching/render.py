@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.alignment.maps import CoordinateMap, dense_places, invert, sample
+from h01_beam.registration.maps import CoordinateMap, dense_places, invert, sample
 
 Real = npt.NDArray[np.float32]
 Reals = npt.NDArray[np.float64]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from h01_beam.alignment.account import describe_sections
-from h01_beam.alignment.causal import place_next
-from h01_beam.alignment.coarse import CoarseConfig, Match
-from h01_beam.alignment.mesh_blocks import BlocksConfig
+from h01_beam.alignment.coarse.causal import place_next
+from h01_beam.alignment.coarse.features import CoarseConfig, Match
+from h01_beam.alignment.elastic.mesh_blocks import BlocksConfig
 from tests.alignment.acquisition import write_acquisition
 from tests.alignment.test_stage import JOB, run, select, whole
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from h01_beam.alignment.frames import AFFINES, CellsOfSlice, Slices, ToFrame
-from h01_beam.alignment.maps import CoordinateMap, grid_points
 from h01_beam.geometry import BlockGrid, BoundingBox
+from h01_beam.registration.maps import CoordinateMap, grid_points
 from h01_beam.stitching.frames import Frames
 
 FACTOR, REACH, BLOCK = 2, 40, 256

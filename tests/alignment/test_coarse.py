@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from h01_beam.alignment.coarse import (
+from h01_beam.alignment.coarse.features import (
     CoarseConfig,
     Features,
     Match,

@@ -12,12 +12,12 @@ from h01_beam.alignment.contrast.regions import TissueOfSlice, WholeSections
 from h01_beam.alignment.contrast.stage import build_contrast, levels_of_sections
 from h01_beam.alignment.frames import Slices, ToFrame, rescale_affine
 from h01_beam.alignment.job import AlignJob
-from h01_beam.alignment.maps import CoordinateMap
 from h01_beam.blockwise import MapBlocks
 from h01_beam.config import from_dict
 from h01_beam.geometry import Block, BlockGrid
 from h01_beam.imaging.contrast import ClaheConfig, ContrastConfig, MatchConfig, count_levels
 from h01_beam.plan import BlockResult
+from h01_beam.registration.maps import CoordinateMap
 from h01_beam.tables import from_parquets
 from h01_beam.volume import Volume, VolumeSpec
 from tests.acquisition.images import tissue

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from h01_beam.alignment.elastic.damage import DAMAGE, HALO, FindDamage, cut_edges, join_parts
+from h01_beam.alignment.elastic.lines import FOLD, TEAR, LineConfig, find_lines
 from h01_beam.alignment.frames import Shifted
-from h01_beam.alignment.lines import FOLD, TEAR, LineConfig, find_lines
 from h01_beam.geometry import BlockGrid, BoundingBox
 from h01_beam.tables import concatenate
 from h01_beam.testing.noise import smooth_noise

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from h01_beam.alignment.coarse import CoarseConfig, place_sections
-from h01_beam.alignment.lookup import LookupConfig, look_up
-from h01_beam.alignment.pairs import Thumbnail, as_match, find_match
+from h01_beam.alignment.coarse.features import CoarseConfig, place_sections
+from h01_beam.alignment.coarse.lookup import LookupConfig, look_up
+from h01_beam.alignment.coarse.pairs import Thumbnail, as_match, find_match
 
 SHAPE = (150, 190)
 CENTRE = ((SHAPE[0] - 1) / 2, (SHAPE[1] - 1) / 2)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from h01_beam.alignment.maps import CoordinateMap, invert
-from h01_beam.alignment.mesh import Link, MeshConfig, Sheets, relax
+from h01_beam.alignment.elastic.mesh import Link, MeshConfig, Sheets, relax
+from h01_beam.registration.maps import CoordinateMap, invert
 
 CONFIG = MeshConfig()
 SHAPE = (5, 14, 17)

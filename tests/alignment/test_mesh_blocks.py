@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from h01_beam.alignment.mesh import Link, MeshConfig, Sheets, relax
-from h01_beam.alignment.mesh_blocks import (
+from h01_beam.alignment.elastic.mesh import Link, MeshConfig, Sheets, relax
+from h01_beam.alignment.elastic.mesh_blocks import (
     BlocksConfig,
     links_of_block,
     plan_levels,
@@ -15,7 +15,7 @@ from h01_beam.alignment.mesh_blocks import (
     relax_in_blocks,
     sheets_of_block,
 )
-from h01_beam.alignment.mesh_levels import MeshLevel, coarsen_mesh, refine_vectors
+from h01_beam.alignment.elastic.mesh_levels import MeshLevel, coarsen_mesh, refine_vectors
 from tests.alignment.test_mesh import flow_between
 
 CONFIG = MeshConfig(tolerance=1e-4)

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from h01_beam.alignment.coarse import CoarseConfig, Match
-from h01_beam.alignment.lookup import LookupConfig
-from h01_beam.alignment.order import OrderConfig, check_order
-from h01_beam.alignment.pairs import Thumbnail, find_match
+from h01_beam.alignment.coarse.features import CoarseConfig, Match
+from h01_beam.alignment.coarse.lookup import LookupConfig
+from h01_beam.alignment.coarse.order import OrderConfig, check_order
+from h01_beam.alignment.coarse.pairs import Thumbnail, find_match
 
 # Its stack of sections takes some 15 s to match.
 pytestmark = pytest.mark.slow

@@ -10,11 +10,11 @@ import pytest
 from h01_beam.alignment.blocks import RenderRough
 from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.frames import AFFINES, PixelsOfRough, affine_of
-from h01_beam.alignment.maps import invert_affine
 from h01_beam.alignment.stage import build_rough
 from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid
 from h01_beam.plan import BlockResult
+from h01_beam.registration.maps import invert_affine
 from h01_beam.volume import Volume, VolumeSpec
 from tests.alignment.test_cells import affines as turned
 from tests.arrays import box, read_all, run_pipeline, summaries

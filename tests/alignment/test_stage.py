@@ -8,20 +8,20 @@ import pytest
 
 from h01_beam.acquisition.importers import ImportConfig
 from h01_beam.alignment.account import describe_sections
-from h01_beam.alignment.coarse import CoarseConfig
+from h01_beam.alignment.coarse.blocks import MATCHES, MeasureFrame, PlaceSections
+from h01_beam.alignment.coarse.features import CoarseConfig
 from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.figures import figures
-from h01_beam.alignment.flow import FlowConfig, FlowLevel
 from h01_beam.alignment.frames import Slices, ToFrame, rescale_affine
 from h01_beam.alignment.job import AlignJob, highlights, select
-from h01_beam.alignment.maps import CoordinateMap
-from h01_beam.alignment.placing import MATCHES, MeasureFrame, PlaceSections
 from h01_beam.alignment.stage import build_align_job
 from h01_beam.export.finished_run import FinishedRun
 from h01_beam.finish import FinishRun
 from h01_beam.geometry import Block
 from h01_beam.imaging.contrast import ClaheConfig, ContrastConfig, MatchConfig
 from h01_beam.imaging.masks import TissueConfig
+from h01_beam.registration.flow import FlowConfig, FlowLevel
+from h01_beam.registration.maps import CoordinateMap
 from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.mesh import ElasticConfig
 from h01_beam.stitching.offsets import OffsetConfig

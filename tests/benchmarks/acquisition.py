@@ -32,9 +32,9 @@ import numpy as np
 from scipy import ndimage
 
 from h01_beam.alignment.frames import ToFrame, affine_of
-from h01_beam.alignment.maps import CoordinateMap, grid_points
 from h01_beam.export.finished_run import FinishedRun
 from h01_beam.geometry import BoundingBox
+from h01_beam.registration.maps import CoordinateMap, grid_points
 from h01_beam.run import Run
 from h01_beam.stitching.blocks import placed_maps
 from h01_beam.tables import Columns, from_parquet, from_parquets

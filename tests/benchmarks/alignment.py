@@ -16,10 +16,12 @@ import time
 import cv2
 import numpy as np
 
-from h01_beam.alignment.coarse import CoarseConfig, place_sections
-from h01_beam.alignment.flow import FlowConfig, estimate_flow
-from h01_beam.alignment.lookup import LookupConfig
-from h01_beam.alignment.maps import (
+from h01_beam.alignment.coarse.features import CoarseConfig, place_sections
+from h01_beam.alignment.coarse.lookup import LookupConfig
+from h01_beam.alignment.coarse.pairs import Thumbnail, find_match
+from h01_beam.alignment.elastic.mesh import Link, MeshConfig, relax
+from h01_beam.registration.flow import FlowConfig, estimate_flow
+from h01_beam.registration.maps import (
     CoordinateMap,
     compose,
     from_affine,
@@ -27,8 +29,6 @@ from h01_beam.alignment.maps import (
     resample,
     warp,
 )
-from h01_beam.alignment.mesh import Link, MeshConfig, relax
-from h01_beam.alignment.pairs import Thumbnail, find_match
 
 PIXEL_NM = 4.0
 DOWNSAMPLE = 2  # flow is estimated at 8 nm

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from scipy.interpolate import LinearNDInterpolator
 
-from h01_beam.alignment.maps import grid_points
 from h01_beam.geometry import BoundingBox
+from h01_beam.registration.maps import grid_points
 from h01_beam.volume import Volume
 from pipelines import demo
 from tests.benchmarks.acquisition import Judge, as_flags

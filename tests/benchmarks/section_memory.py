@@ -26,13 +26,13 @@ from h01_beam.acquisition.importers import ImportConfig
 from h01_beam.acquisition.stage import build_checks
 from h01_beam.acquisition.tables import TILES, Acquisition, make_sections
 from h01_beam.alignment.config import AlignConfig
-from h01_beam.alignment.flow import FlowConfig
+from h01_beam.alignment.elastic.lines import LineConfig
+from h01_beam.alignment.elastic.mesh_blocks import BlocksConfig
 from h01_beam.alignment.job import AlignJob
-from h01_beam.alignment.lines import LineConfig
-from h01_beam.alignment.mesh_blocks import BlocksConfig
 from h01_beam.alignment.stage import build_align_job
 from h01_beam.finish import FinishRun
 from h01_beam.options import Options
+from h01_beam.registration.flow import FlowConfig
 from h01_beam.run import Resources, Run
 from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.offsets import OffsetConfig

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from h01_beam.alignment.maps import warp
+from h01_beam.registration.maps import warp
 from h01_beam.stitching.mesh import ElasticConfig, bend_tiles, match_seam
 from h01_beam.stitching.offsets import OffsetConfig, measure_offset
 from h01_beam.stitching.render import forward_map, inverse_map

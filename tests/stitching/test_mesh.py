@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from h01_beam.alignment.maps import warp
+from h01_beam.registration.maps import warp
 from h01_beam.stitching.mesh import ElasticConfig, Seam, bend_tiles, match_seam, node_shape
 from h01_beam.stitching.render import forward_map, inverse_map
 from tests.stitching.tissue import cut, section

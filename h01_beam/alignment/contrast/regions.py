@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from h01_beam.alignment.frames import PixelsOfRough, Slices, affine_of
-from h01_beam.alignment.maps import invert_affine
 from h01_beam.geometry import Block, BoundingBox
+from h01_beam.registration.maps import invert_affine
 from h01_beam.tables import Columns
 
 Reals = npt.NDArray[np.float64]

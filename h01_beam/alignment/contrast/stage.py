@@ -29,7 +29,7 @@ from h01_beam.alignment.contrast.blocks import (
     SolveLevels,
 )
 from h01_beam.alignment.contrast.regions import TissueOfSlice, WholeSections
-from h01_beam.alignment.frames import OfSlice, Slices
+from h01_beam.alignment.frames import OfSlice, Slices, by_section
 from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, ReadBox, Triple
 from h01_beam.imaging.contrast import ContrastConfig, MatchConfig
@@ -89,7 +89,7 @@ def build_contrast(
     Returns:
       the volume `even`; 0 where the mask is 0, and nowhere else.
     """
-    sections = _by_section(image.bounds)
+    sections = by_section(image.shape[0], image.start[0])
     levels = levels_of_sections(image, config)
     height = max(len(levels), len(pyramid_specs(image, DownsampleConfig())))
     coarser = build_downsample(root, image, DownsampleConfig(levels=height), run, after)
@@ -114,10 +114,6 @@ def build_contrast(
     )
     build_downsample(root, even, DownsampleConfig(), run, [done])
     return even
-
-
-def _by_section(bounds: BoundingBox) -> BlockGrid:
-    return BlockGrid(BoundingBox((bounds.start[0], 0, 0), (bounds.shape[0], 1, 1)), (1, 1, 1))
 
 
 def levels_of_sections(
@@ -156,7 +152,9 @@ def _count(
     if tissue is not None:
         seen = TissueOfSlice(tissue.slices, tissue.montage, tissue.factor, tissue.downsample, scale)
         reads['tissue'] = Read(tissue.spec, seen, by='affines')
-        table_reads['affines'] = TableRead(OfSlice(tissue.slices), _by_section(tissue.montage))
+        table_reads['affines'] = TableRead(
+            OfSlice(tissue.slices), by_section(tissue.montage.shape[0])
+        )
     grid = BlockGrid(image.bounds, (1, *config.level_block), (0, 1, 1))
     counted = root | MapBlocks(
         CountLevels(seen),

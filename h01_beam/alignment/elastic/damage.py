@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from h01_beam.alignment.elastic.lines import FOLD, TEAR
 from h01_beam.alignment.frames import Shifted
-from h01_beam.alignment.lines import FOLD, TEAR
 from h01_beam.geometry import Block, Triple
 from h01_beam.plan import BlockResult
 from h01_beam.tables import Columns, Schema, length

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from h01_beam.alignment.mesh_blocks import HALVING, MeshGrid
+from h01_beam.alignment.elastic.mesh_blocks import HALVING, MeshGrid
 from h01_beam.geometry import Block, BoundingBox
 
 

@@ -20,16 +20,18 @@ from typing import Any
 
 import apache_beam as beam
 
-from h01_beam.alignment.blocks import EstimateFlow, flow_halo
 from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.elastic.blocks import (
     LINKS,
     CoarsenFlow,
     CoarsenSheets,
+    EstimateFlow,
     MeasureLinks,
     RelaxMesh,
+    flow_halo,
 )
 from h01_beam.alignment.elastic.damage import DAMAGE, HALO, FindDamage
+from h01_beam.alignment.elastic.mesh_blocks import HALVING, MeshGrid, plan_levels
 from h01_beam.alignment.elastic.regions import (
     AroundNodes,
     CoarserNodes,
@@ -39,7 +41,6 @@ from h01_beam.alignment.elastic.regions import (
     ReadNodes,
 )
 from h01_beam.alignment.frames import Shifted
-from h01_beam.alignment.mesh_blocks import HALVING, MeshGrid, plan_levels
 from h01_beam.blockwise import MapBlocks
 from h01_beam.geometry import BlockGrid, CoreBox
 from h01_beam.plan import Read, Write

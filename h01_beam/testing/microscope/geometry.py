@@ -29,7 +29,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.alignment.maps import CoordinateMap, Reals, grid_points
+from h01_beam.registration.maps import CoordinateMap, Reals, grid_points
 from h01_beam.testing.microscope.config import MicroscopeConfig
 from h01_beam.testing.noise import normal, uniform
 
@@ -180,7 +180,7 @@ class PixelMap:
         return np.stack(self.function(y, x)) / self.pixel_nm - self.offsets[1]
 
     def sampled(self, start: Pair, stride: float, shape: tuple[int, int]) -> CoordinateMap:
-        """The map on a grid of nodes in its domain; see `h01_beam.alignment.maps`."""
+        """The map on a grid of nodes in its domain; see `h01_beam.registration.maps`."""
         nodes = grid_points(start, stride, shape)
         return CoordinateMap((self(nodes) - nodes).astype(np.float32), start, stride)
 

@@ -19,7 +19,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.alignment.maps import Reals
+from h01_beam.registration.maps import Reals
 from h01_beam.testing.microscope.config import MicroscopeConfig
 from h01_beam.testing.microscope.geometry import Extent
 from h01_beam.testing.noise import normal

@@ -35,8 +35,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from h01_beam.alignment.mesh import Link, MeshConfig, Reals, Sheets, relax
-from h01_beam.alignment.mesh_levels import MeshLevel, coarsen_mesh, refine_vectors
+from h01_beam.alignment.elastic.mesh import Link, MeshConfig, Reals, Sheets, relax
+from h01_beam.alignment.elastic.mesh_levels import MeshLevel, coarsen_mesh, refine_vectors
 from h01_beam.geometry import Block, BlockGrid, BoundingBox, Triple
 
 Range = tuple[int, int]

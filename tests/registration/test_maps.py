@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from h01_beam.alignment.maps import (
+from h01_beam.registration.maps import (
     CoordinateMap,
     compose,
     from_affine,

@@ -13,14 +13,14 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.alignment.coarse import (
+from h01_beam.alignment.coarse.features import (
     CoarseConfig,
     Features,
     Match,
     detect_features,
     match_sections,
 )
-from h01_beam.alignment.lookup import Lookup, LookupConfig, look_up
+from h01_beam.alignment.coarse.lookup import Lookup, LookupConfig, look_up
 
 Reals = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from h01_beam.alignment.coarse import CoarseConfig, Match, Reals, fit_rigid
+from h01_beam.alignment.coarse.features import CoarseConfig, Match, Reals, fit_rigid
 
 # Rounds in which matches that disagree lose weight.
 _ROUNDS = 8

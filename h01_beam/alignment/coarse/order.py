@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.alignment.coarse import Match
+from h01_beam.alignment.coarse.features import Match
 
 Reals = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from h01_beam.alignment.correlation import correlate_masked, vertex
+from h01_beam.registration.correlation import correlate_masked, vertex
 
 
 def test_correlation_equals_the_definition():

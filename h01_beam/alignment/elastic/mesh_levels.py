@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from h01_beam.alignment.mesh import Link, MeshConfig, Real, Reals, Sheets
+from h01_beam.alignment.elastic.mesh import Link, MeshConfig, Real, Reals, Sheets
 
 
 @dataclasses.dataclass(frozen=True)

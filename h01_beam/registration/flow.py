@@ -26,7 +26,7 @@ import numpy.typing as npt
 import scipy.fft
 from scipy import ndimage
 
-from h01_beam.alignment.maps import CoordinateMap
+from h01_beam.registration.maps import CoordinateMap
 
 Real = npt.NDArray[np.float32]
 Reals = npt.NDArray[np.float64]

@@ -8,8 +8,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.alignment.causal import place_next
-from h01_beam.alignment.coarse import Match, place_sections
+from h01_beam.alignment.coarse.causal import place_next
+from h01_beam.alignment.coarse.features import Match, place_sections
+from h01_beam.alignment.coarse.order import OrderConfig, check_order
+from h01_beam.alignment.coarse.pairs import Thumbnail, find_match
 from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.frames import (
     AFFINES,
@@ -18,8 +20,6 @@ from h01_beam.alignment.frames import (
     rescale_affine,
     state_of,
 )
-from h01_beam.alignment.order import OrderConfig, check_order
-from h01_beam.alignment.pairs import Thumbnail, find_match
 from h01_beam.geometry import Block, Triple
 from h01_beam.imaging.masks import TissueConfig, find_tissue
 from h01_beam.plan import BlockResult
@@ -43,7 +43,7 @@ MATCHES = Schema(
         'peak': 'float64',
     }
 )
-# Sections that look as if they stood elsewhere in the stack; see `h01_beam.alignment.order`.
+# Sections that look as if they stood elsewhere in the stack; see `h01_beam.alignment.coarse.order`.
 MISPLACED = Schema({'section': 'int64', 'better': 'int64', 'evidence': 'float64'})
 # Share of a section's tissue beyond the aligned frame; `align.margin` at which there were none.
 FRAME = Schema({'section': 'int64', 'cut_off': 'float64', 'margin': 'int64'})

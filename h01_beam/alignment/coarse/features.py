@@ -21,7 +21,7 @@ import numpy.typing as npt
 import scipy.sparse
 import scipy.sparse.linalg
 
-from h01_beam.alignment.maps import invert_affine
+from h01_beam.registration.maps import invert_affine
 
 Reals = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

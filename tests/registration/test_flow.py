@@ -6,17 +6,17 @@ import cv2
 import numpy as np
 import pytest
 
-from h01_beam.alignment.blocks import EstimateFlow, flow_halo
 from h01_beam.alignment.config import AlignConfig
-from h01_beam.alignment.flow import (
+from h01_beam.alignment.elastic.blocks import EstimateFlow, flow_halo
+from h01_beam.alignment.frames import Shifted
+from h01_beam.geometry import BlockGrid
+from h01_beam.registration.flow import (
     FlowConfig,
     FlowLevel,
     estimate_flow,
     fill_smoothly,
     local_contrast,
 )
-from h01_beam.alignment.frames import Shifted
-from h01_beam.geometry import BlockGrid
 from tests.arrays import box
 
 SHAPE = (288, 352)

@@ -1,0 +1,1 @@
+"""What stitching and alignment are made of: coordinate maps, correlation, patch flow."""
