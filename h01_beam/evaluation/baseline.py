@@ -28,8 +28,8 @@ from scipy.sparse.csgraph import connected_components
 
 from h01_beam.evaluation.baseline_config import BaselineConfig
 from h01_beam.geometry import Block, Triple
+from h01_beam.labels import LOCAL_BITS, supervoxel_ids
 from h01_beam.plan import BlockResult
-from h01_beam.segmentation.flood import LOCAL_BITS, supervoxel_ids
 from h01_beam.slots import Slots
 
 VoxelSize = tuple[float, float, float]

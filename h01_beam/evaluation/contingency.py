@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h01_beam import tables
-from h01_beam.segmentation.labels import Counts, Ids, count_pairs, sum_pairs
+from h01_beam.labels import Counts, Ids, count_pairs, sum_pairs
 
 Column = Literal['segment', 'truth']
 

@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h01_beam.evaluation.contingency import mix_ids
+from h01_beam.labels import Counts, Ids
 from h01_beam.morphology.skeletons import Skeletons
-from h01_beam.segmentation.labels import Counts, Ids
 
 # Lengths are held as integers in this unit, so that sums do not depend on their order.
 _PER_NM = 1024

@@ -18,7 +18,7 @@ from h01_beam import tables
 from h01_beam.evaluation.contingency import Column, Overlaps
 from h01_beam.evaluation.scores import nlogn, sum_by
 from h01_beam.geometry import BoundingBox
-from h01_beam.segmentation.labels import Counts, Ids
+from h01_beam.labels import Counts, Ids
 
 Table = dict[str, NDArray[Any]]
 TRUTHS = tables.Schema(

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from h01_beam.evaluation.contingency import Overlaps
 from h01_beam.evaluation.erl import RunLengths
-from h01_beam.segmentation.labels import Counts
+from h01_beam.labels import Counts
 
 # f(n) is held as a fixed-point integer: sums are then exact, and so the scores are the same to the
 # last bit whatever the order of blocks and workers. Rounding costs at most 2**-33 bits a row.

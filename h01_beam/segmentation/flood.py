@@ -9,15 +9,13 @@ import time
 import numpy as np
 
 from h01_beam.geometry import Block, BoundingBox, Triple
+from h01_beam.labels import LOCAL_BITS, supervoxel_ids
 from h01_beam.models import RUNTIME_BYTES, ModelRef
 from h01_beam.plan import BlockResult
 from h01_beam.segmentation.config import InferenceConfig
 from h01_beam.segmentation.executor import BatchExecutor
 from h01_beam.segmentation.ffn import Faces, FfnConfig, flood_fill
 from h01_beam.slots import Slots
-
-# A supervoxel id is the block's number, then this many bits for the object within the block.
-LOCAL_BITS = 24
 
 # Canvas per voxel of the read box: logits float32, labels uint32, seeds' distance and edges.
 CANVAS_BYTES_PER_VOXEL = 24
@@ -158,17 +156,6 @@ class _Working:
 
     def __exit__(self, *_: object) -> None:
         self._process.end()
-
-
-def supervoxel_ids(labels: np.ndarray, voxels: np.ndarray, base: np.uint64) -> np.ndarray:
-    """Supervoxel ids (zyx uint64) of local labels.
-
-    `voxels` counts, by local id, those in the core: an object without any exists for nobody
-    else, and must not be matched.
-    """
-    ids = np.arange(len(voxels), dtype=np.uint64)
-    table = np.where((voxels > 0) & (ids > 0), base + ids, np.uint64(0))
-    return table[labels]
 
 
 def _object_rows(

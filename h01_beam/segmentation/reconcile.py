@@ -28,7 +28,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from h01_beam.segmentation.labels import Counts, Ids, count_pairs
+from h01_beam.labels import Counts, Ids, count_pairs
 from h01_beam.tables import Columns
 
 Rule: TypeAlias = Literal['contained', 'mutual']

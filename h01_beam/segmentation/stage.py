@@ -28,12 +28,13 @@ from h01_beam.evaluation.config import EvaluateConfig, Evaluation
 from h01_beam.evaluation.stage import build_evaluate
 from h01_beam.geometry import BlockGrid, Border, CoreBox, Overlap, ReadBox, Triple
 from h01_beam.imaging.stage import build_downsample
+from h01_beam.labels import LOCAL_BITS
 from h01_beam.models import ModelRef
 from h01_beam.plan import BlockResult, Read, Write
 from h01_beam.run import Run, volume_state
 from h01_beam.segmentation.config import SegmentConfig, make_envelope, make_grid
 from h01_beam.segmentation.fill import FACES, Face, fill_blanks
-from h01_beam.segmentation.flood import LOCAL_BITS, FloodBlock
+from h01_beam.segmentation.flood import FloodBlock
 from h01_beam.segmentation.reconcile import MatchConfig, match_overlap, match_painted
 from h01_beam.slots import SeenBy, SlotBox, Slots
 from h01_beam.subrun import SubRun

@@ -1,4 +1,4 @@
-"""Label volumes as tables: how many voxels each pair of labels shares."""
+"""Label volumes: ids of blocks, and tables of how many voxels each pair of labels shares."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ Counts = NDArray[np.int64]
 # Pairs of labels with their voxels: three columns (n,).
 Pairs = tuple[Ids, Ids, Counts]
 
+# A supervoxel id is the block's number, then this many bits for the object within the block.
+LOCAL_BITS = 24
 # A table of at most this many pairs is counted densely: 64 MB of int64.
 _MAX_BINS = 1 << 23
 
@@ -73,3 +75,14 @@ def sum_pairs(first: NDArray[Any], second: NDArray[Any], voxels: Counts) -> Pair
         counts = np.add.reduceat(voxels[order], start)
         pair = pair[start]
     return first_ids[pair % len(first_ids)], second_ids[pair // len(first_ids)], counts
+
+
+def supervoxel_ids(labels: np.ndarray, voxels: np.ndarray, base: np.uint64) -> np.ndarray:
+    """Supervoxel ids (zyx uint64) of local labels.
+
+    `voxels` counts, by local id, those in the core: an object without any exists for nobody
+    else, and must not be matched.
+    """
+    ids = np.arange(len(voxels), dtype=np.uint64)
+    table = np.where((voxels > 0) & (ids > 0), base + ids, np.uint64(0))
+    return table[labels]
