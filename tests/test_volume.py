@@ -263,6 +263,14 @@ def test_names_of_folders_may_hold_anything(tmp_path):
         assert read_all(f'{tmp_path}/{name}|neuroglancer-precomputed:').any()
 
 
+def test_paths_may_start_anywhere(tmp_path, monkeypatch):
+    create(tmp_path / 'em')
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    for path in ('../em', './../em/', '../here/../em', f'file://{tmp_path}/em'):
+        assert read_all(f'{path}|neuroglancer-precomputed:').any()
+
+
 # ---------------------------------------------------------------- buckets
 
 
