@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 import numpy.typing as npt
 
 from h01_beam.alignment.coarse.causal import place_next
-from h01_beam.alignment.coarse.features import Match, place_sections
+from h01_beam.alignment.coarse.features import CoarseConfig, Match, place_sections
 from h01_beam.alignment.coarse.order import OrderConfig, check_order
 from h01_beam.alignment.coarse.pairs import Thumbnail, find_match
 from h01_beam.alignment.config import AlignConfig
@@ -28,6 +29,8 @@ from h01_beam.tables import Columns, Schema, length
 Bytes = npt.NDArray[np.uint8]
 Reals = npt.NDArray[np.float64]
 
+# Thumbnails whose features a process keeps: those that the next pairs are likely to be of.
+_KEPT = 8
 # Points that two thumbnails share, pixels of either.
 MATCHES = Schema(
     {
@@ -67,6 +70,15 @@ class FindTissue:
         )
 
 
+@functools.lru_cache(_KEPT)
+def _thumbnail(
+    image: bytes, tissue: bytes, shape: tuple[int, int], config: CoarseConfig
+) -> Thumbnail:
+    """A thumbnail with its features: those of one section serve all pairs that it is in."""
+    pixels, mask = (np.frombuffer(data, np.uint8).reshape(shape) for data in (image, tissue))
+    return Thumbnail.of(pixels, mask > 0, config)
+
+
 @dataclasses.dataclass(frozen=True)
 class MatchThumbnails:
     """Matches of the thumbnails of two sections."""
@@ -74,7 +86,8 @@ class MatchThumbnails:
     config: AlignConfig
 
     def working_bytes(self, read_shape: Triple) -> int:
-        return self.config.thumbnail**2 * 100
+        # With the thumbnails and features that are kept: some 6 bytes a pixel each.
+        return self.config.thumbnail**2 * (100 + 6 * _KEPT)
 
     def __call__(
         self,
@@ -88,7 +101,8 @@ class MatchThumbnails:
         for image, tissue in ((first, first_tissue), (second, second_tissue)):
             if image is None or tissue is None or not tissue.any():
                 return BlockResult()
-            thumbnails.append(Thumbnail.of(image[0], tissue[0] > 0, config.coarse))
+            thumbnails.append(_thumbnail(image.tobytes(), tissue.tobytes(), image.shape[1:],
+                                         config.coarse))  # fmt: skip
         a, b = thumbnails
         z = block.index[0]
         match = find_match(z, z - block.index[1] - 1, a, b, config.coarse, config.lookup)
