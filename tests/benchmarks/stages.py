@@ -6,7 +6,8 @@ Runs a simulated acquisition through `pipelines.align`, and synthetic tissue thr
 `pipelines.segment` in each precision, all in one process. Blocks are timed by the process's CPU
 clock, so other work on the machine counts for little. Ranges are the 10th and the 90th percentile
 of the blocks of a stage; what is typical is all its work by all its seconds. A run directory that is
-there is not run again.
+there is not run again. Stages that no run has (coarse levels of the mesh, which small sections do not
+need) keep the rates that the file had.
 """
 
 from __future__ import annotations
@@ -68,6 +69,9 @@ def main() -> None:
     for precision in PRECISIONS:
         runs |= run_segment(args.folder, precision, args.tissue)
     found = collect(runs)
+    if args.json.exists():
+        kept = json.loads(args.json.read_text())['stages']
+        found['stages'] = dict(sorted((kept | found['stages']).items()))
     args.json.write_text(json.dumps(found, indent=1) + '\n')
     rates.load(str(args.json))
 
