@@ -276,6 +276,27 @@ class OfSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class SectionsAround:
+    """The section that a block is of and some before and after it, whole; None if there are none.
+
+    Attributes:
+      bounds: of what is read.
+      before: how many before it.
+      after: how many after it; -1: not its own either.
+    """
+
+    bounds: BoundingBox
+    before: int = 0
+    after: int = 0
+
+    def __call__(self, block: Block) -> BoundingBox | None:
+        z = block.core.start[0]
+        (_, y, x), (_, bottom, right) = self.bounds.start, self.bounds.end
+        box = BoundingBox.from_bounds((z - self.before, y, x), (z + 1 + self.after, bottom, right))
+        return box.intersection(self.bounds)
+
+
+@dataclasses.dataclass(frozen=True)
 class ReadBox:
     """The block's core and halo."""
 

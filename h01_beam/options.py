@@ -18,7 +18,7 @@ class Options(PipelineOptions):
     """
 
     def __init__(self, flags: Sequence[str] = (), **values: Any) -> None:
-        super().__init__(list(flags), **values)
+        super().__init__(flags if isinstance(flags, str) else list(flags), **values)
         # Set directly: as an attribute it would be taken for an option.
         self.__dict__['_views'] = {}
 

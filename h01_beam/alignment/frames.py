@@ -181,15 +181,13 @@ class OfSlice:
 
     Attributes:
       slices: which that is.
-      cells: rows and columns of the cells that are read.
     """
 
     slices: Slices
-    cells: tuple[int, int] = (1, 1)
 
     def __call__(self, block: Block) -> BoundingBox | None:
         position = self.slices.positions[block.index[0]]
-        return None if position < 0 else BoundingBox((position, 0, 0), (1, *self.cells))
+        return None if position < 0 else BoundingBox((position, 0, 0), (1, 1, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,39 +347,6 @@ class Shifted:
         high = [e * self.scale + self.halo for e in block.core.end[1:]]
         box = BoundingBox.from_bounds((z, low[0], low[1]), (z + 1, high[0], high[1]))
         return box.intersection(self.bounds)
-
-
-@dataclasses.dataclass(frozen=True)
-class PairedSection:
-    """Of block (s, k, 0), the section s, or s - k - 1, whole.
-
-    Attributes:
-      bounds: of the volume.
-      second: whether it is the one before.
-    """
-
-    bounds: BoundingBox
-    second: bool = False
-
-    def __call__(self, block: Block) -> BoundingBox | None:
-        z = block.index[0] - (block.index[1] + 1 if self.second else 0)
-        return None if z < 0 else BoundingBox((z, 0, 0), (1, *self.bounds.shape[1:]))
-
-
-@dataclasses.dataclass(frozen=True)
-class SectionsBefore:
-    """One row for each of the sections before that of a block; None for the first.
-
-    Attributes:
-      count: how many.
-    """
-
-    count: int
-
-    def __call__(self, block: Block) -> BoundingBox | None:
-        z = block.index[0]
-        first = max(0, z - self.count)
-        return BoundingBox.from_bounds((first, 0, 0), (z, 1, 1)) if first < z else None
 
 
 @dataclasses.dataclass(frozen=True)

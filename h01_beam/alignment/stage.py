@@ -43,7 +43,7 @@ from h01_beam.imaging.stage import build_downsample
 from h01_beam.plan import Read, TableRead
 from h01_beam.run import Run
 from h01_beam.stitching.config import StitchConfig
-from h01_beam.stitching.lighting import Lights, read_lighting
+from h01_beam.stitching.lighting import Lights
 from h01_beam.stitching.stage import build_stitching, make_frames, montage_spec
 from h01_beam.volume import VolumeSpec
 
@@ -118,7 +118,7 @@ def build_alignment(
             'nodes': TableRead(CellsOfSlice(slices, frames, factor, reach), cells, by='affines'),
             'gains': TableRead(OfSlice(slices), cells),
             'affines': TableRead(OfSlice(slices), by_section(rough.shape[0])),
-            **read_lighting(stitch, lights, OfSlice(slices, (len(lights.beams), 1))),
+            **({'lighting': lights.read(OfSlice(slices))} if stitch.flat_field else {}),
         },
         writes=dict(specs),
         grid=BlockGrid(specs['image'].bounds, (1, *config.block)),

@@ -170,20 +170,19 @@ def solve_gains(tiles: int, pairs: Ints, levels: Reals, pixels: Ints, config: Ga
     )
 
 
-def apply_gain(image: Bytes, gain: float, offset: float, mask: Bools | None = None) -> Bytes:
+def apply_gain(image: Bytes, gain: float, offset: float) -> Bytes:
     """Multiplies and adds.
 
     Args:
       image: (h, w) uint8.
       gain: of its tile.
       offset: of its tile, grey levels.
-      mask: (h, w), pixels to change; others stay as they are. None: all.
 
     Returns:
       (h, w) uint8, rounded and clipped.
     """
     table = np.clip(np.rint(gain * np.arange(256.0) + offset), 0, 255).astype(np.uint8)
-    return table[image] if mask is None else np.where(mask, table[image], image)
+    return table[image]
 
 
 def _check(tiles: int, pairs: Ints, levels: Reals, pixels: Ints) -> None:

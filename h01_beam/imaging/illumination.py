@@ -28,6 +28,8 @@ _UNIT = 2.0**-20
 # Cells that deviate from their tile by more than this factor (dirt, holes) count as if by this.
 _MOST = 2.5
 _ROUNDS = 5
+# Along the longer side of a tile, unless told otherwise.
+_CELLS = 24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,10 +37,13 @@ class FlatFieldConfig:
     """How flat fields are estimated.
 
     Attributes:
-      cell: side of the squares over which pixels are averaged, pixels.
+      cell: side of the squares over which pixels are averaged, pixels; None: a 24th of the tile's
+        longer side.
       zero_level: grey level of no signal: 0, or 255 where images are inverted.
-      min_tissue: share of a tile's cells that must show tissue, or the tile does not count.
-      min_tiles: that must count; with fewer the field is neutral.
+      min_tissue: share of a tile's cells that must show a signal, or the tile does not count.
+      min_tiles: of one section that must count; with fewer the field is neutral. Neighbouring
+        sections show the same tissue: they do not make up for places. What is left of tissue is
+        some 10 % for one tile, and falls with the square root of their number.
       degree: of the polynomial in y and x that the log of the gain is; 4 follows any vignette, more
         follows more tissue.
       tolerance: by which a cell may deviate before it loses its pull, in robust deviations of all.
@@ -48,18 +53,18 @@ class FlatFieldConfig:
         causal runs twice as many before, and none after.
     """
 
-    cell: int = 16
+    cell: int | None = None
     zero_level: float = 0.0
     min_tissue: float = 0.7
-    min_tiles: int = 20
+    min_tiles: int = 100
     degree: int = 4
     tolerance: float = 6.0
-    max_tiles: int = 64
+    max_tiles: int = 128
     sections: int = 4
 
     def __post_init__(self) -> None:
         """Checks the fields."""
-        if self.cell < 4:
+        if self.cell is not None and self.cell < 4:
             raise ValueError(f'flat_field.cell is {self.cell}: must be 4 pixels or more')
         if not 0 <= self.zero_level <= 255:
             raise ValueError(
@@ -72,10 +77,19 @@ class FlatFieldConfig:
                 raise ValueError(f'flat_field.{name} is {getattr(self, name)}: must be 1 or more')
         if self.sections < 0:
             raise ValueError(f'flat_field.sections is {self.sections}: must not be negative')
+        if self.max_tiles < self.min_tiles:
+            raise ValueError(
+                f'flat_field.max_tiles is {self.max_tiles}: must be flat_field.min_tiles, '
+                f'{self.min_tiles}, or more, or there are never enough'
+            )
         if not 1 <= self.degree <= 8:
             raise ValueError(f'flat_field.degree is {self.degree}: must be 1 to 8')
         if not self.tolerance > 0:
             raise ValueError(f'flat_field.tolerance is {self.tolerance}: must be above 0')
+
+    def cell_of(self, shape: tuple[int, int]) -> int:
+        """Side of the cells of tiles of h and w pixels."""
+        return self.cell or max(4, -(-max(shape) // _CELLS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +132,7 @@ class FlatFieldSums:
                 f'image {image.shape} and mask {mask.shape} must have the shape {self.shape} of '
                 'the other tiles of the beam; keep other sizes in sums of their own'
             )
-        means, there = cell_means(image, mask, config.cell)
+        means, there = cell_means(image, mask, config.cell_of(self.shape))
         signal = np.abs(means - config.zero_level)
         there &= signal >= 1
         if there.mean() < config.min_tissue:
@@ -187,7 +201,8 @@ class FlatField:
 
 def sums_shape(shape: tuple[int, int], config: FlatFieldConfig) -> tuple[int, int]:
     """Rows and columns of the lattice of cells over a tile of h and w pixels."""
-    return -(-shape[0] // config.cell), -(-shape[1] // config.cell)
+    cell = config.cell_of(shape)
+    return -(-shape[0] // cell), -(-shape[1] // cell)
 
 
 def cell_means(image: Bytes, mask: Bools, cell: int) -> tuple[Reals, Bools]:
@@ -229,16 +244,15 @@ def estimate_flat_field(sums: FlatFieldSums, config: FlatFieldConfig) -> FlatFie
     """
     grid = sums.total.shape
     if sums.tiles < config.min_tiles:
-        flat = np.ones(grid)
-        return FlatField(
-            sums.shape, config.cell, config.zero_level, flat, sums.tiles, True, math.nan
-        )
+        flat, cell = np.ones(grid), config.cell_of(sums.shape)
+        return FlatField(sums.shape, cell, config.zero_level, flat, sums.tiles, True, math.nan)
     logs = sums.total * _UNIT / np.maximum(sums.count, 1)
     smooth, spread = _smooth(logs, sums.count / sums.tiles, config)
-    gain = np.exp(smooth)
+    # No more than what cells may say: between those that show nothing, a polynomial may swing.
+    gain = np.exp(np.clip(smooth, -math.log(_MOST), math.log(_MOST)))
     return FlatField(
         sums.shape,
-        config.cell,
+        config.cell_of(sums.shape),
         config.zero_level,
         gain / gain.mean(),
         sums.tiles,

@@ -1,16 +1,18 @@
-"""What the stages of lighting do: tiles of a beam in, flat fields out; a block is (section, beam).
+"""What the stages of lighting do: tiles of beams in, flat fields out.
 
-sum_lighting     tiles of the beam in the section -> sums
-solve_lighting   sums of the beam in the sections around -> its flat field in the section
+sum_lighting     (section, beam)   tiles of the beam in the section -> sums
+solve_lighting   section           sums of all beams in the sections around -> flat fields
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from h01_beam.acquisition.tables import Acquisition
 from h01_beam.geometry import Block, BlockGrid, BoundingBox, Region, Triple
@@ -22,9 +24,10 @@ from h01_beam.imaging.illumination import (
     sums_shape,
 )
 from h01_beam.plan import BlockResult, TableRead
-from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.tiles import TileImages
 from h01_beam.tables import Columns, length
+
+Ints = npt.NDArray[np.int64]
 
 # Floats that the means of a tile's cells take, for each pixel.
 _WORKING_FLOATS = 6
@@ -53,25 +56,14 @@ class Lights:
         """One block for each section and beam."""
         return BlockGrid(BoundingBox((0, 0, 0), (self.sections, len(self.beams), 1)), (1, 1, 1))
 
+    @property
+    def by_section(self) -> BlockGrid:
+        """One block for each section."""
+        return BlockGrid(BoundingBox((0, 0, 0), (self.sections, 1, 1)), (1, 1, 1))
 
-@dataclasses.dataclass(frozen=True)
-class SectionsAround:
-    """The blocks of a beam in the sections around.
-
-    Attributes:
-      sections: number of all.
-      before: how many before.
-      after: how many after.
-    """
-
-    sections: int
-    before: int
-    after: int
-
-    def __call__(self, block: Block) -> BoundingBox:
-        z, beam, _ = block.index
-        start, end = max(0, z - self.before), min(self.sections, z + self.after + 1)
-        return BoundingBox((start, beam, 0), (end - start, 1, 1))
+    def read(self, region: Region) -> TableRead:
+        """The flat fields of the section whose position is the z of a region."""
+        return TableRead(region, self.by_section)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,78 +98,82 @@ class SumLighting:
         rows = np.flatnonzero(mine & (tiles['state'].astype(str) == 'good'))
         if not len(rows):
             return BlockResult()
-        spread = np.linspace(0, len(rows) - 1, min(len(rows), self.config.max_tiles))
+        section = int(tiles['section'][0])
         images = TileImages(tiles, self.grey_range, keep=1)
         shape = int(tiles['height'][0]), int(tiles['width'][0])
         sums, there = FlatFieldSums.empty(shape, self.config), np.ones(shape, np.bool_)
-        for row in rows[np.unique(np.rint(spread).astype(np.int64))].tolist():
+        for row in rows[self._picked(len(rows), section)].tolist():
             sums = sums.add(images[row], there, self.config)
         cells = sums.total.size
-        columns = {
-            'section': np.full(cells, tiles['section'][0]),
-            'total': sums.total.ravel(),
-            'count': sums.count.ravel(),
-            'columns': np.full(cells, sums.total.shape[1]),
-            'tiles': np.full(cells, sums.tiles),
-        }
+        numbers = {'section': section, 'beam': self.lights.beams[block.index[1]],
+                   'height': shape[0], 'width': shape[1], 'tiles': sums.tiles}  # fmt: skip
+        columns = {name: np.full(cells, value) for name, value in numbers.items()}
+        columns |= {'total': sums.total.ravel(), 'count': sums.count.ravel()}
         return BlockResult(
             rows={'light_sums': columns}, metrics={'tiles': sums.tiles, 'skipped': sums.skipped}
         )
 
+    def _picked(self, count: int, section: int) -> Ints:
+        """Which of so many tiles are read: spread over all, others in the sections around."""
+        step = max(1.0, count / self.config.max_tiles)
+        window = 2 * self.config.sections + 1
+        first = section % window * step / window
+        return (first + np.arange(min(count, self.config.max_tiles)) * step).astype(np.int64)
+
 
 @dataclasses.dataclass(frozen=True)
 class SolveLighting:
-    """Estimates the flat field of one beam in one section: numbers only.
+    """Estimates the flat fields of all beams in one section: numbers only.
+
+    A beam of which a section has too few tiles gets what all beams have in common, if these are
+    enough together: most of a vignette is of the column, not of the beam.
 
     Attributes:
       config: of flat fields.
-      lights: which beam a block is of.
     """
 
     config: FlatFieldConfig
-    lights: Lights
 
-    def depends_on(self) -> list[Any]:
-        return [self.config, self.lights.beams]
-
-    def __call__(self, tiles: Columns, light_sums: Columns, block: Block) -> BlockResult:
-        if not length(tiles) or not length(light_sums):
+    def __call__(self, tiles: Columns, light_sums: Columns | None) -> BlockResult:
+        if not length(tiles) or not light_sums or not length(light_sums):
             return BlockResult()
         shape = int(tiles['height'][0]), int(tiles['width'][0])
-        found = estimate_flat_field(self._merge(light_sums, shape), self.config)
-        if found.neutral:
-            return BlockResult(metrics={'neutral': 1})
-        beam = np.full(found.gain.size, self.lights.beams[block.index[1]])
-        return BlockResult(
-            rows={'lighting': {'beam': beam, 'gain': found.gain.ravel()}},
-            metrics={
-                'fields': 1,
-                'peak_spread': found.spread,
-                'peak_gain': float(found.gain.max()),
-            },
-        )
+        sums = self._by_beam(light_sums, shape)
+        common, most = FlatFieldSums.empty(shape, self.config), 0
+        for merged, tiles_of_one in sums.values():
+            common, most = common.merge(merged), most + tiles_of_one
+        found, metrics = [], collections.defaultdict[str, float](float)
+        for beam, (merged, tiles_of_one) in sums.items():
+            own = tiles_of_one >= self.config.min_tiles
+            if not own and most < self.config.min_tiles:
+                metrics['neutral'] += 1
+                continue
+            field = estimate_flat_field(merged if own else common, self.config)
+            metrics['fields' if own else 'common_fields'] += 1
+            metrics['peak_gain'] = max(metrics['peak_gain'], float(field.gain.max()))
+            found.append((np.full(field.gain.size, beam), field.gain.ravel()))
+        if not found:
+            return BlockResult(metrics=metrics)
+        beams, gains = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return BlockResult(rows={'lighting': {'beam': beams, 'gain': gains}}, metrics=metrics)
 
-    def _merge(self, light_sums: Columns, shape: tuple[int, int]) -> FlatFieldSums:
+    def _by_beam(
+        self, light_sums: Columns, shape: tuple[int, int]
+    ) -> dict[int, tuple[FlatFieldSums, int]]:
+        """Sums of each beam over all sections, and the most tiles that one of these has."""
         grid = sums_shape(shape, self.config)
-        merged = FlatFieldSums.empty(shape, self.config)
-        for section in np.unique(light_sums['section']).tolist():
-            one = {n: column[light_sums['section'] == section] for n, column in light_sums.items()}
-            # A section of other tiles tells nothing of these.
-            if (length(one) // one['columns'][0], one['columns'][0]) == grid:
-                total, count = (one[name].reshape(grid) for name in ('total', 'count'))
-                merged = merged.merge(FlatFieldSums(shape, total, count, int(one['tiles'][0])))
-        return merged
-
-
-def read_lighting(config: StitchConfig, lights: Lights, region: Region) -> dict[str, TableRead]:
-    """The table read of stages that show tiles; none where all parts of tiles count as lit alike.
-
-    Args:
-      config: of stitching.
-      lights: beams and sections.
-      region: all beams of the section that a block of the stage shows.
-    """
-    return {} if config.flat_field is None else {'lighting': TableRead(region, lights.grid)}
+        # Sections of other tiles tell nothing of these.
+        alike = (light_sums['height'] == shape[0]) & (light_sums['width'] == shape[1])
+        result: dict[int, tuple[FlatFieldSums, int]] = {}
+        for beam in np.unique(light_sums['beam'][alike]).tolist():
+            rows = alike & (light_sums['beam'] == beam)
+            total, count, tiles = (
+                light_sums[name][rows].reshape(-1, *grid) for name in ('total', 'count', 'tiles')
+            )
+            each = tiles[:, 0, 0]
+            merged = FlatFieldSums(shape, total.sum(axis=0), count.sum(axis=0), int(each.sum()))
+            result[beam] = merged, int(each.max())
+        return result
 
 
 def flat_fields(
@@ -200,7 +196,8 @@ def flat_fields(
     for beam in np.unique(lighting['beam']).tolist():
         gain = lighting['gain'][lighting['beam'] == beam].reshape(grid)
         # How many tiles it is learned from, and how well it fits, is no matter here.
-        result[beam] = FlatField(shape, config.cell, config.zero_level, gain, 0, False, math.nan)
+        cell = config.cell_of(shape)
+        result[beam] = FlatField(shape, cell, config.zero_level, gain, 0, False, math.nan)
     return result
 
 

@@ -1,7 +1,7 @@
 """Stitching as Beam stages. Shape: blocks of cells of tiles, one graph per section, blocks.
 
 sum_lighting      beams     good tiles of a beam in a section -> light_sums
-solve_lighting    beams     light_sums of the sections around -> lighting (numbers only)
+solve_lighting    sections  light_sums of the sections around -> lighting (numbers only)
 measure_offsets   cells     pairs of tiles whose first is in the cell -> offsets
 solve_places      sections  offsets of all cells -> places, pairs (numbers only, no pixels)
 match_seams       cells     tiles at their places -> seams, levels
@@ -24,7 +24,7 @@ import numpy as np
 from h01_beam.acquisition.stage import write_if_new
 from h01_beam.acquisition.tables import Acquisition
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, OfSection, ReadBox, Region
+from h01_beam.geometry import BlockGrid, OfSection, ReadBox, Region, SectionsAround
 from h01_beam.plan import TableRead
 from h01_beam.run import Run
 from h01_beam.stitching.blocks import (
@@ -43,13 +43,7 @@ from h01_beam.stitching.frames import (
     WholeSection,
     find_origins,
 )
-from h01_beam.stitching.lighting import (
-    Lights,
-    SectionsAround,
-    SolveLighting,
-    SumLighting,
-    read_lighting,
-)
+from h01_beam.stitching.lighting import Lights, SolveLighting, SumLighting
 from h01_beam.stitching.tables import (
     GAINS,
     LEVELS,
@@ -159,7 +153,8 @@ class _Stitching:
 
     @property
     def lighting(self) -> dict[str, TableRead]:
-        return read_lighting(self.config, self.lights, OfSection((len(self.lights.beams), 1)))
+        """What stages that show tiles read of their lighting, if anything is known of it."""
+        return {'lighting': self.lights.read(OfSection())} if self.config.flat_field else {}
 
     @property
     def whole(self) -> WholeSection:
@@ -212,23 +207,18 @@ def _find_lighting(
         after=after,
     )
     before, later = (2 * config.sections, 0) if causal else (config.sections, config.sections)
-    solve = SolveLighting(config, lights)
-    return [
-        job.root
-        | MapBlocks(
-            solve,
-            stage='solve_lighting',
-            table_reads={
-                'tiles': tiles,
-                'light_sums': SectionsAround(lights.sections, before, later),
-            },
-            table_writes={'lighting': LIGHTING},
-            grid=lights.grid,
-            config=solve.depends_on(),
-            run=job.run,
-            after=[summed],
-        )
-    ]
+    sums = TableRead(SectionsAround(lights.grid.bounds, before, later), lights.grid)
+    solved = job.root | MapBlocks(
+        SolveLighting(config),
+        stage='solve_lighting',
+        table_reads={'tiles': tiles, 'light_sums': sums},
+        table_writes={'lighting': LIGHTING},
+        grid=lights.by_section,
+        config=config,
+        run=job.run,
+        after=[summed],
+    )
+    return [solved]
 
 
 def _place_tiles(job: _Stitching, after: Sequence[beam.PCollection]) -> beam.PCollection:

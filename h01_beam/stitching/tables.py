@@ -86,18 +86,21 @@ LEVELS = Schema(
     }
 )
 # What the tiles of a beam in one section say of its lighting: see `FlatFieldSums`. A row for each
-# cell of the tiles' lattice, row by row; `columns` of it and `tiles` are the same for all cells.
+# cell of the tiles' lattice, row by row; height and width of the tiles and their number are the
+# same for all cells.
 LIGHT_SUMS = Schema(
     {
         'section': 'int64',
+        'beam': 'int64',
+        'height': 'int64',
+        'width': 'int64',
         'total': 'int64',
         'count': 'int64',
-        'columns': 'int64',
         'tiles': 'int64',
     }
 )
-# The lighting of a beam in a section, at the cells of its tiles' lattice, row by row; none where
-# too few tiles tell.
+# The lighting of the beams in a section, at the cells of their tiles' lattice, row by row; none
+# where too few tiles tell.
 LIGHTING = Schema({'beam': 'int64', 'gain': 'float64'})
 # What each tile is multiplied by and what is added, so that neighbours look alike.
 GAINS = Schema({'row': 'int64', 'gain': 'float64', 'offset': 'float64'})

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from h01_beam.alignment.contrast.blocks import CountLevels, EvenContrast, SolveLevels
-from h01_beam.alignment.contrast.regions import TissueOfSlice, WholeSections
+from h01_beam.alignment.contrast.regions import TissueOfSlice
 from h01_beam.alignment.contrast.stage import build_contrast, levels_of_sections
 from h01_beam.alignment.frames import Slices, ToFrame, rescale_affine
 from h01_beam.alignment.job import AlignJob
 from h01_beam.blockwise import MapBlocks
 from h01_beam.config import from_dict
-from h01_beam.geometry import Block, BlockGrid
+from h01_beam.geometry import Block, BlockGrid, SectionsAround
 from h01_beam.imaging.contrast import ClaheConfig, ContrastConfig, MatchConfig, count_levels
 from h01_beam.plan import BlockResult
 from h01_beam.registration.maps import CoordinateMap
@@ -205,7 +205,7 @@ def test_levels_keep_sections_apart_however_many_there_are(size_nm, mip, count):
 
 def solve(levels, own, causal=False, sections=40):
     """The table of a section; `levels` holds the grey levels of sections by z."""
-    window = WholeSections(
+    window = SectionsAround(
         box((0, 0, 0), (sections, 1, 1)), WINDOW.window, 0 if causal else WINDOW.window
     )
     bounds = box((own, 0, 0), (1, 1, 1))

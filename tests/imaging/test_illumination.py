@@ -15,7 +15,7 @@ from h01_beam.imaging.illumination import (
 from tests.acquisition.images import tissue
 
 SHAPE = (250, 330)  # Not whole cells.
-CONFIG = FlatFieldConfig()
+CONFIG = FlatFieldConfig(cell=16, min_tiles=20)
 
 
 def vignette(strength=0.3):

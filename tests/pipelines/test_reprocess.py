@@ -124,7 +124,7 @@ def test_a_replaced_section_touches_what_reads_it(tmp_path, monkeypatch, capsys)
     (event,) = generations.history(str(tmp_path / 'run'))
     assert event['inputs'] == {'new': [], 'replaced': ['section 2'], 'removed': []}
     per_section = {n: s['blocks'] // 4 for n, s in event['stages'].items()}
-    for name in ('check_tiles', 'match_tiles', 'render_montage'):
+    for name in ('check_tiles', 'match_seams', 'render_montage'):
         if name in event['stages']:
             assert event['stages'][name]['blocks_run'] == per_section[name], name
     # Sections 0 and 1 lie before it: nothing of them is done again.

@@ -8,13 +8,7 @@ import pytest
 from h01_beam import storage
 from h01_beam.geometry import Block, BoundingBox
 from h01_beam.imaging.illumination import FlatFieldConfig
-from h01_beam.stitching.lighting import (
-    Lights,
-    SectionsAround,
-    SolveLighting,
-    SumLighting,
-    flat_fields,
-)
+from h01_beam.stitching.lighting import Lights, SolveLighting, SumLighting, flat_fields
 from h01_beam.tables import length
 from tests.acquisition.images import columns, encode, tissue
 from tests.stitching.test_stage import CONFIG, SHAPE, acquire, montage, stitch, table
@@ -65,20 +59,35 @@ def sections(tmp_path_factory):
     return [section_of_beams(folder, z) for z in range(3)]
 
 
-def solve(sections, position, beam, config=FLAT):
-    parts = [sum_one(t, int(t['section'][0]), beam, config).rows['light_sums'] for t in sections]
-    sums = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    result = SolveLighting(config, Lights(BEAMS, 9))(sections[0], sums, block(position, beam))
-    return result.rows.get('lighting')
+def sum_all(sections, config=FLAT, beams=BEAMS):
+    """Rows of `LIGHT_SUMS` of all beams in all sections."""
+    lights = Lights(beams, 9)
+    parts = [
+        SumLighting(config, None, lights, SHAPE)(t, block(z, b)).rows.get('light_sums')
+        for z, t in enumerate(sections)
+        for b in range(len(beams))
+    ]
+    parts = [p for p in parts if p]
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def solve(sections, config=FLAT, beams=BEAMS):
+    """Flat fields by beam, and metrics."""
+    result = SolveLighting(config)(sections[0], sum_all(sections, config, beams))
+    return flat_fields(result.rows.get('lighting'), SHAPE, config), result.metrics
+
+
+def error_of(field, beam):
+    return field.pixels() / vignette(beam) - 1
 
 
 def test_each_beam_gets_the_lighting_of_its_own_tiles(sections):
-    for number, beam in enumerate(BEAMS):
-        (found,) = flat_fields(solve(sections, 1, number), SHAPE, FLAT).items()
-        assert found[0] == beam
-        error = found[1].pixels() / vignette(beam) - 1
-        other = found[1].pixels() / vignette(BEAMS[1 - number]) - 1
-        assert np.abs(error).max() < 0.05 and error.std() < min(0.01, other.std() / 5)
+    found, metrics = solve(sections)
+    assert set(found) == set(BEAMS) and metrics['fields'] == 2
+    for beam, other in (BEAMS, BEAMS[::-1]):
+        error = error_of(found[beam], beam)
+        assert np.abs(error).max() < 0.05
+        assert error.std() < min(0.01, error_of(found[beam], other).std() / 5)
 
 
 def test_tiles_that_are_not_good_do_not_tell(sections, tmp_path):
@@ -86,44 +95,77 @@ def test_tiles_that_are_not_good_do_not_tell(sections, tmp_path):
     tiles = section_of_beams(tmp_path, 0, states={0: 'missing', 2: 'suspect', 4: 'bad'})
     for row in (0, 2, 4):
         storage.delete(tiles['path'][row])
-    result = sum_one(tiles, 0, 0)
-    assert result.metrics['tiles'] == 5
+    assert sum_one(tiles, 0, 0).metrics['tiles'] == 5
     assert not sum_one({**tiles, 'state': np.full(16, 'bad', object)}, 0, 0).rows
 
 
 def test_tiles_that_are_read_are_spread_over_the_section(sections):
-    few = dataclasses.replace(FLAT, max_tiles=3)
-    result = sum_one(sections[0], 0, 1, few)
-    assert result.metrics['tiles'] == 3
-    # The first, the last, and one between them.
-    rows = np.flatnonzero(sections[0]['beam'] == BEAMS[1])[[0, 4, 7]]
-    picked = {name: column[rows] for name, column in sections[0].items()}
-    np.testing.assert_array_equal(
-        sum_one(picked, 0, 1).rows['light_sums']['total'], result.rows['light_sums']['total']
-    )
+    few = dataclasses.replace(FLAT, max_tiles=3, min_tiles=3)
+    of_beam = np.flatnonzero(sections[0]['beam'] == BEAMS[1])
+    # Sections around it read others, as they show the same tissue in the same places.
+    for section, places in ((0, [0, 2, 5]), (1, [0, 3, 6]), (2, [1, 4, 7])):
+        tiles = {**sections[0], 'section': np.full(16, section)}
+        result = sum_one(tiles, section, 1, few)
+        assert result.metrics['tiles'] == 3
+        picked = {name: column[of_beam[places]] for name, column in tiles.items()}
+        np.testing.assert_array_equal(
+            sum_one(picked, section, 1).rows['light_sums']['total'],
+            result.rows['light_sums']['total'],
+        )
 
 
-def test_too_few_tiles_leave_tiles_as_they_are(sections):
-    many = dataclasses.replace(FLAT, min_tiles=9)
-    assert solve(sections[:1], 0, 0, many) is None
-    assert solve(sections[:2], 0, 0, many) is not None
-    assert flat_fields(None, SHAPE, many) == {} == flat_fields({}, SHAPE, None)
+def test_sections_around_do_not_make_up_for_places(sections):
+    """They show the same tissue: their mean would be a picture of it."""
+    assert set(solve(sections, dataclasses.replace(FLAT, min_tiles=8))[0]) == set(BEAMS)
+    found, metrics = solve(sections, dataclasses.replace(FLAT, min_tiles=17))
+    assert found == {} and metrics['neutral'] == 2
+    assert flat_fields(None, SHAPE, FLAT) == {} == flat_fields({}, SHAPE, None)
+
+
+def test_beams_with_too_few_tiles_get_what_all_have_in_common(sections):
+    found, metrics = solve(sections, dataclasses.replace(FLAT, min_tiles=12))
+    assert metrics['common_fields'] == 2
+    np.testing.assert_array_equal(found[BEAMS[0]].gain, found[BEAMS[1]].gain)
+    for beam in BEAMS:
+        assert error_of(found[beam], beam).std() < np.std(vignette(beam)) / 2
+
+
+def test_one_tissue_seen_from_section_to_section_does_no_harm(tmp_path):
+    """Few places, each of which looks alike in all sections, under an even light."""
+    image = tissue(5, (400, 480))
+    sections = []
+    for z in range(5):
+        places = [(z, r, c) for r in range(3) for c in range(3)]
+        tiles = columns(*zip(*places), folder=str(tmp_path), shape=SHAPE)
+        for path, row, column in zip(tiles['path'], tiles['field'], tiles['beam']):
+            part = image[row * 110 : row * 110 + SHAPE[0], column * 130 : column * 130 + SHAPE[1]]
+            storage.write_bytes(path, encode(part, '.png'))
+        even = {'beam': np.zeros(9, int), 'state': np.full(9, 'good', object)}
+        sections.append({**tiles, **even})
+    config = FlatFieldConfig(sections=4)
+    assert solve(sections, config, (0,))[0] == {}
+    # With too little asked of it, it would be a picture of the tissue.
+    bold = dataclasses.replace(config, min_tiles=9)
+    assert np.std(solve(sections, bold, (0,))[0][0].gain) > 0.02
+
+
+def test_a_new_beam_leaves_the_others_as_they_are(sections):
+    found, _ = solve(sections)
+    more, metrics = solve(sections, beams=(*BEAMS, 7))
+    assert set(more) == set(BEAMS) and metrics['fields'] == 2
+    for beam in BEAMS:
+        np.testing.assert_array_equal(more[beam].gain, found[beam].gain)
 
 
 def test_sections_of_other_tiles_tell_nothing(sections):
-    parts = [sum_one(t, n, 0).rows['light_sums'] for n, t in enumerate(sections)]
-    # As many cells, but lying the other way round.
-    parts[1] = {**parts[1], 'columns': np.full_like(parts[1]['columns'], 10)}
-    sums = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    merged = SolveLighting(FLAT, Lights(BEAMS, 9))(sections[0], sums, block(0, 0))
-    expected = solve([sections[0], sections[2]], 0, 0)
-    np.testing.assert_array_equal(merged.rows['lighting']['gain'], expected['gain'])
-
-
-def test_windows_end_with_the_stack_and_look_back_only_in_causal_runs():
-    assert SectionsAround(9, 4, 4)(block(2, 1)) == BoundingBox((0, 1, 0), (7, 1, 1))
-    assert SectionsAround(9, 4, 4)(block(7, 0)) == BoundingBox((3, 0, 0), (6, 1, 1))
-    assert SectionsAround(9, 8, 0)(block(7, 0)) == BoundingBox((0, 0, 0), (8, 1, 1))
+    sums = sum_all(sections)
+    other = sums['section'] == 1
+    # As many cells, of tiles that are larger by less than one.
+    sums['height'] = np.where(other, SHAPE[0] - 1, SHAPE[0])
+    sums['total'] = np.where(other, 0, sums['total'])
+    found = SolveLighting(FLAT)(sections[0], sums).rows['lighting']
+    expected = SolveLighting(FLAT)(sections[0], sum_all(sections[::2])).rows['lighting']
+    np.testing.assert_array_equal(found['gain'], expected['gain'])
 
 
 def lit_stack(folder, section, field):

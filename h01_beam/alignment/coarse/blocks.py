@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import functools
 import math
 
 import numpy as np
 import numpy.typing as npt
 
 from h01_beam.alignment.coarse.causal import place_next
-from h01_beam.alignment.coarse.features import CoarseConfig, Match, place_sections
+from h01_beam.alignment.coarse.features import Match, place_sections
 from h01_beam.alignment.coarse.order import OrderConfig, check_order
 from h01_beam.alignment.coarse.pairs import Thumbnail, find_match
 from h01_beam.alignment.config import AlignConfig
@@ -29,8 +29,6 @@ from h01_beam.tables import Columns, Schema, length
 Bytes = npt.NDArray[np.uint8]
 Reals = npt.NDArray[np.float64]
 
-# Thumbnails whose features a process keeps: those that the next pairs are likely to be of.
-_KEPT = 8
 # Points that two thumbnails share, pixels of either.
 MATCHES = Schema(
     {
@@ -70,60 +68,54 @@ class FindTissue:
         )
 
 
-@functools.lru_cache(_KEPT)
-def _thumbnail(
-    image: bytes, tissue: bytes, shape: tuple[int, int], config: CoarseConfig
-) -> Thumbnail:
-    """A thumbnail with its features: those of one section serve all pairs that it is in."""
-    pixels, mask = (np.frombuffer(data, np.uint8).reshape(shape) for data in (image, tissue))
-    return Thumbnail.of(pixels, mask > 0, config)
-
-
 @dataclasses.dataclass(frozen=True)
 class MatchThumbnails:
-    """Matches of the thumbnails of two sections."""
+    """Matches of the thumbnail of a section with those of the ones before it."""
 
     config: AlignConfig
 
     def working_bytes(self, read_shape: Triple) -> int:
-        # With the thumbnails and features that are kept: some 6 bytes a pixel each.
-        return self.config.thumbnail**2 * (100 + 6 * _KEPT)
+        # Of one pair at a time; and thumbnails with features, some 6 bytes a pixel each.
+        return self.config.thumbnail**2 * (100 + 6 * (self.config.coarse.neighbours + 1))
 
-    def __call__(
-        self,
-        first: Bytes | None,
-        second: Bytes | None,
-        first_tissue: Bytes | None,
-        second_tissue: Bytes | None,
-        block: Block,
-    ) -> BlockResult:
-        config, thumbnails = self.config, []
-        for image, tissue in ((first, first_tissue), (second, second_tissue)):
-            if image is None or tissue is None or not tissue.any():
-                return BlockResult()
-            thumbnails.append(_thumbnail(image.tobytes(), tissue.tobytes(), image.shape[1:],
-                                         config.coarse))  # fmt: skip
-        a, b = thumbnails
-        z = block.index[0]
-        match = find_match(z, z - block.index[1] - 1, a, b, config.coarse, config.lookup)
-        if match is None:
-            return BlockResult(metrics={'pairs': 1.0, 'pairs_without_match': 1.0})
-        count = len(match)
+    def __call__(self, thumbnails: Bytes, tissue: Bytes, block: Block) -> BlockResult:
+        """Of arrays (sections, h, w); the last section is the block's own."""
+        config, z = self.config, block.index[0]
+        own = self._thumbnail(thumbnails[-1], tissue[-1])
+        found, metrics = [], collections.Counter[str]()
+        for away in range(1, len(thumbnails)):
+            other = own and self._thumbnail(thumbnails[-1 - away], tissue[-1 - away])
+            if own is None or other is None:
+                continue
+            match = find_match(z, z - away, own, other, config.coarse, config.lookup)
+            metrics['pairs'] += 1
+            metrics[f'pairs_by_{match.by}' if match else 'pairs_without_match'] += 1
+            if match:
+                found.append(_match_rows(match))
         rows = {
-            'first': np.full(count, match.first),
-            'second': np.full(count, match.second),
-            'first_y': match.first_points[:, 0],
-            'first_x': match.first_points[:, 1],
-            'second_y': match.second_points[:, 0],
-            'second_x': match.second_points[:, 1],
-            'flipped': np.full(count, match.flipped),
-            'by': np.full(count, match.by, object),
-            'weight': np.full(count, match.weight),
-            'peak': np.full(count, match.peak),
+            name: np.concatenate([r[name] for r in found]) if found else empty
+            for name, empty in MATCHES.empty().items()
         }
-        return BlockResult(
-            rows={'matches': rows}, metrics={'pairs': 1.0, f'pairs_by_{match.by}': 1.0}
-        )
+        return BlockResult(rows={'matches': rows}, metrics=metrics)
+
+    def _thumbnail(self, image: Bytes, tissue: Bytes) -> Thumbnail | None:
+        return Thumbnail.of(image, tissue > 0, self.config.coarse) if tissue.any() else None
+
+
+def _match_rows(match: Match) -> Columns:
+    count = len(match)
+    return {
+        'first': np.full(count, match.first),
+        'second': np.full(count, match.second),
+        'first_y': match.first_points[:, 0],
+        'first_x': match.first_points[:, 1],
+        'second_y': match.second_points[:, 0],
+        'second_x': match.second_points[:, 1],
+        'flipped': np.full(count, match.flipped),
+        'by': np.full(count, match.by, object),
+        'weight': np.full(count, match.weight),
+        'peak': np.full(count, match.peak),
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Coarse alignment as Beam stages. Shape: pairs of sections, one graph, sections.
+"""Coarse alignment as Beam stages. Shape: sections with those before them, one graph, sections.
 
 find_tissue       sections  montage, downsampled -> the volume `tissue`
-match_sections    pairs     thumbnails -> matches
-place_sections    graph     matches of all pairs -> placement of all sections (numbers only); or,
+match_sections    sections  thumbnails, and those of the sections before -> matches
+place_sections    graph     matches of all -> placement of all sections (numbers only); or,
                             in causal runs, affines of one section after the other
 deal_affines      sections  placement -> affines, of each section by itself
-check_order       graph     matches of all pairs -> sections out of order (numbers only)
+check_order       graph     matches of all -> sections out of order (numbers only)
 measure_frame     sections  tissue through its affine -> how much lies beyond the aligned frame
 """
 
@@ -33,13 +33,11 @@ from h01_beam.alignment.config import AlignConfig
 from h01_beam.alignment.frames import (
     AFFINES,
     Everything,
-    PairedSection,
-    SectionsBefore,
     aligned_shape,
     by_section,
 )
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, OfSection
+from h01_beam.geometry import BlockGrid, CoreBox, OfSection, SectionsAround
 from h01_beam.imaging.downsample import DownsampleConfig, pyramid_specs
 from h01_beam.imaging.stage import build_downsample
 from h01_beam.plan import Read, TableRead
@@ -66,16 +64,11 @@ def build_coarse(
     """
     thumbnails, tissue, levels, found = _find_tissue(root, montage, config, run, after)
     job = _Coarse(root, run, config, montage, tissue, 2**levels)
-    bounds = thumbnails.bounds
+    around = SectionsAround(thumbnails.bounds, config.coarse.neighbours)
     matches = job.add(
-        'match_sections', MatchThumbnails(config), job.pairs, [config.coarse, config.lookup],
-        [found],
-        reads={
-            'first': Read(thumbnails, PairedSection(bounds)),
-            'second': Read(thumbnails, PairedSection(bounds, second=True)),
-            'first_tissue': Read(tissue, PairedSection(bounds)),
-            'second_tissue': Read(tissue, PairedSection(bounds, second=True)),
-        },
+        'match_sections', MatchThumbnails(config), by_section(job.count),
+        [config.coarse, config.lookup], [found],
+        reads={'thumbnails': Read(thumbnails, around), 'tissue': Read(tissue, around)},
         table_writes={'matches': MATCHES},
     )  # fmt: skip
     placed = (_place_in_turn if config.causal else _place_at_once)(job, matches)
@@ -123,14 +116,9 @@ class _Coarse:
         return self.tissue.shape[1], self.tissue.shape[2]
 
     @property
-    def pairs(self) -> BlockGrid:
-        """One block for each section and each of those before it that it is matched to."""
-        last = (self.count, self.config.coarse.neighbours, 1)
-        return BlockGrid(BoundingBox((0, 0, 0), last), (1, 1, 1))
-
-    @property
     def all_matches(self) -> dict[str, TableRead]:
-        return {'matches': TableRead(Everything(self.pairs.bounds), self.pairs)}
+        sections = by_section(self.count)
+        return {'matches': TableRead(Everything(sections.bounds), sections)}
 
     def add(
         self,
@@ -175,16 +163,14 @@ def _find_tissue(
 
 def _place_in_turn(job: _Coarse, matches: beam.PCollection) -> beam.PCollection:
     """One section after the other, on those before it."""
-    config, neighbours = job.config, job.config.coarse.neighbours
+    config, sections = job.config, by_section(job.count)
+    before = SectionsAround(sections.bounds, config.coarse.neighbours, -1)
     function = PlaceNext(config, job.thumbnail, job.factor)
     return job.add(
-        'place_sections', function, by_section(job.count),
+        'place_sections', function, sections,
         [config.coarse, config.margin, job.thumbnail, job.factor], [matches],
         reads={'tissue': Read(job.tissue, OfSection(job.thumbnail))},
-        table_reads={
-            'matches': TableRead(OfSection((neighbours, 1)), job.pairs),
-            'affines': SectionsBefore(neighbours),
-        },
+        table_reads={'matches': OfSection(), 'affines': before},
         table_writes={'affines': AFFINES},
         chained=True,
     )  # fmt: skip

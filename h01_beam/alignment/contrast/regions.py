@@ -1,4 +1,4 @@
-"""Which sections, and which part of their tissue, blocks of the aligned volume read."""
+"""Which part of a section's tissue blocks of the aligned volume read."""
 
 from __future__ import annotations
 
@@ -15,27 +15,6 @@ from h01_beam.tables import Columns
 
 Reals = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-
-
-@dataclasses.dataclass(frozen=True)
-class WholeSections:
-    """A block's own section, whole, and some before and after it.
-
-    Attributes:
-      bounds: of what is read.
-      before: how many before it.
-      after: how many after it.
-    """
-
-    bounds: BoundingBox
-    before: int = 0
-    after: int = 0
-
-    def __call__(self, block: Block) -> BoundingBox | None:
-        z = block.core.start[0]
-        (_, y, x), (_, bottom, right) = self.bounds.start, self.bounds.end
-        box = BoundingBox.from_bounds((z - self.before, y, x), (z + 1 + self.after, bottom, right))
-        return box.intersection(self.bounds)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,10 +28,10 @@ from h01_beam.alignment.contrast.blocks import (
     MeasureLevels,
     SolveLevels,
 )
-from h01_beam.alignment.contrast.regions import TissueOfSlice, WholeSections
+from h01_beam.alignment.contrast.regions import TissueOfSlice
 from h01_beam.alignment.frames import OfSlice, Slices, by_section
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, ReadBox, Triple
+from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, ReadBox, SectionsAround, Triple
 from h01_beam.imaging.contrast import ContrastConfig, MatchConfig
 from h01_beam.imaging.downsample import DownsampleConfig, pyramid_specs
 from h01_beam.imaging.stage import build_downsample
@@ -98,7 +98,7 @@ def build_contrast(
         shown = coarser[: len(levels)][-1:] or after
         counts, counted = _count(root, image, mask, tissue, levels, config, run, after, shown)
         solved = [_solve(root, counts, sections, config.match, causal, run, counted)]
-        table_reads['level_tables'] = TableRead(WholeSections(sections.bounds), sections)
+        table_reads['level_tables'] = TableRead(SectionsAround(sections.bounds), sections)
     function = EvenContrast(config.clahe)
     even = dataclasses.replace(image, uri=run.volume_uri('even'))
     done = root | MapBlocks(
@@ -182,14 +182,14 @@ def _solve(
     measured = root | MapBlocks(
         MeasureLevels(config),
         stage='measure_levels',
-        table_reads={'histograms': TableRead(WholeSections(counts.bounds), counts)},
+        table_reads={'histograms': TableRead(SectionsAround(counts.bounds), counts)},
         table_writes={'section_levels': SECTION_LEVELS},
         grid=sections,
         config=[config.quantiles, config.min_pixels],
         run=run,
         after=[counted],
     )
-    window = WholeSections(sections.bounds, config.window, 0 if causal else config.window)
+    window = SectionsAround(sections.bounds, config.window, 0 if causal else config.window)
     return root | MapBlocks(
         SolveLevels(config),
         stage='solve_levels',
