@@ -1,5 +1,6 @@
 """Flat fields: a known vignette is found, whatever the order of its tiles."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_a_known_vignette_is_found_and_taken_away(tiles):
 
 def test_an_inverted_detector_is_dark_where_much_light_is(tiles):
     field = vignette()
-    config = FlatFieldConfig(zero_level=255)
+    config = dataclasses.replace(CONFIG, zero_level=255)
     images = [(255 - lit(t, field)).astype(np.uint8) for t in tiles]
     found = estimate_flat_field(gather(images, config=config), config)
     assert np.abs(found.pixels() / field - 1).max() < 0.02
