@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from h01_beam.evaluation.contingency import Overlaps, count_overlaps, merge_rows, partition_rows
 from h01_beam import labels
+from h01_beam.evaluation.contingency import Overlaps, count_overlaps, merge_rows, partition_rows
 
 # Few ids, so that they meet; one beyond 2**53, which a float would round.
 IDS = st.sampled_from([0, 1, 2, 3, 7, 2**24 + 1, 2**60 + 1, 2**64 - 1])
