@@ -11,7 +11,7 @@ from h01_beam.imaging.illumination import FlatFieldConfig
 from h01_beam.stitching.lighting import Lights, SolveLighting, SumLighting, flat_fields
 from h01_beam.tables import length
 from tests.acquisition.images import columns, encode, tissue
-from tests.stitching.test_stage import CONFIG, SHAPE, acquire, montage, stitch, table
+from tests.stitching.stack import CONFIG, SHAPE, acquire, montage, stitch, table
 
 FLAT = FlatFieldConfig(cell=10, min_tiles=6, sections=1)
 BEAMS = (2, 5)

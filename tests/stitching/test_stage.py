@@ -1,37 +1,22 @@
 """Stitching as stages: what a section depends on, and what becomes of tiles beyond the margin."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 
 from h01_beam import storage
-from h01_beam.acquisition.checks import CheckConfig
-from h01_beam.acquisition.stage import build_checks
-from h01_beam.acquisition.tables import Acquisition, make_sections
 from h01_beam.blockwise import MapBlocks
-from h01_beam.finish import FinishRun
 from h01_beam.imaging.gains import GainConfig
 from h01_beam.imaging.illumination import FlatFieldConfig
-from h01_beam.stitching.config import StitchConfig
 from h01_beam.stitching.mesh import ElasticConfig
 from h01_beam.stitching.offsets import OffsetConfig
 from h01_beam.stitching.stage import build_stitching, make_frames
-from h01_beam.tables import from_parquet
-from h01_beam.volume import Volume
-from tests.acquisition.images import PIXEL_NM, columns, encode, tissue
+from tests.acquisition.images import columns, encode, tissue
 from tests.arrays import run_pipeline, tree_bytes
+from tests.stitching.stack import CONFIG, PITCH, SHAPE, acquire, montage, stitch, table
 from tests.stitching.tissue import cut
 
-SHAPE, PITCH = (100, 120), 0.75
-CONFIG = StitchConfig(
-    offsets=OffsetConfig(search=12, downsample=2),
-    elastic=ElasticConfig(stride=40),
-    cell_tiles=2,
-    downsample=1,
-    montage_block=(256, 256),
-)
 STAGES = ('measure_offsets', 'solve_places', 'match_seams', 'solve_gains', 'bend_tiles',
           'render_montage')  # fmt: skip
 LIGHTING = ('sum_lighting', 'solve_lighting')
@@ -51,35 +36,6 @@ def write_section(folder, section, rows=3, drift=0):
         place += rng.uniform(-4, 4, 2) + (0, row * drift)
         storage.write_bytes(path, encode(cut(image, place, SHAPE), '.png'))
     return tiles
-
-
-def acquire(sections, numbers=None):
-    joined = {name: np.concatenate([s[name] for s in sections]) for name in sections[0]}
-    numbers = joined['section'] if numbers is None else numbers
-    return Acquisition(joined, make_sections(numbers, 30.0), PIXEL_NM)
-
-
-def stitch(run_dir, acquisition, config=CONFIG):
-    """Runs checks and stitching; returns the run and its stages of the report."""
-
-    def build(root, run):
-        run.write_manifest('stitch', config, {})
-        checked = build_checks(root, acquisition, CheckConfig(focus=(0.0, 0.0)), run)
-        build_stitching(root, acquisition, config, run, None, [checked])
-        if not run.dry_run:
-            root | FinishRun(run)
-
-    run = run_pipeline(run_dir, build)
-    return run, json.loads(storage.read_bytes(f'{run.path}/report.json'))['stages']
-
-
-def montage(run):
-    volume = Volume.open(run.volume_uri('montage'))
-    return volume.read(volume.bounds)
-
-
-def table(run, name):
-    return from_parquet(storage.read_bytes(f'{run.path}/tables/{name}/000000.parquet'))
 
 
 def per_section(acquisition, config=CONFIG):
