@@ -166,3 +166,13 @@ def test_every_test_file_has_a_target(build_targets, repository):
         f.relative_to(repository).as_posix() for f in (repository / 'tests').rglob('test_*.py')
     }
     assert in_build == files
+
+
+def test_build_lists_the_tests_that_others_import(repository):
+    imported = set()
+    for file in sorted((repository / 'tests').rglob('*.py')):
+        for name in re.findall(r'^from (tests\.[\w.]*test_\w+) import', file.read_text(), re.M):
+            imported.add(name.replace('.', '/') + '.py')
+    build = (repository / 'BUILD').read_text()
+    (listed,) = re.findall(r'TESTS_THAT_OTHERS_IMPORT = \[(.*?)\]', build, re.S)
+    assert set(re.findall(r'"(.*?)"', listed)) == imported
