@@ -242,6 +242,11 @@ def _map3(function, first: Triple, second: Triple, third: Triple) -> Triple:  # 
 Region: TypeAlias = Callable[[Block], BoundingBox | None]
 
 
+def by_section(sections: int, first: int = 0) -> BlockGrid:
+    """One block for each section."""
+    return BlockGrid(BoundingBox((first, 0, 0), (sections, 1, 1)), (1, 1, 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class CoreBox:
     """The block's core, in a volume whose voxels are `1 / factor` of the grid's.

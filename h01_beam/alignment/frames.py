@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from h01_beam.geometry import Block, BlockGrid, BoundingBox, Triple
+from h01_beam.geometry import Block, BoundingBox, Triple
 from h01_beam.registration.maps import CoordinateMap, from_affine, grid_points, invert_affine
 from h01_beam.stitching.frames import Frames
 from h01_beam.tables import Columns, Schema
@@ -40,11 +40,6 @@ AFFINES = Schema(
 )  # fmt: skip
 # Pixels between the nodes at which the composed map is exact.
 RENDER_STRIDE = 32
-
-
-def by_section(sections: int, first: int = 0) -> BlockGrid:
-    """One block for each section."""
-    return BlockGrid(BoundingBox((first, 0, 0), (sections, 1, 1)), (1, 1, 1))
 
 
 def aligned_shape(montage: VolumeSpec, margin: int) -> Triple:

@@ -32,11 +32,10 @@ from h01_beam.alignment.frames import (
     PixelsOfSlice,
     Slices,
     aligned_shape,
-    by_section,
 )
 from h01_beam.alignment.job import AlignJob
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, OfSection
+from h01_beam.geometry import BlockGrid, OfSection, by_section
 from h01_beam.imaging.contrast import ContrastConfig
 from h01_beam.imaging.downsample import DownsampleConfig
 from h01_beam.imaging.stage import build_downsample
@@ -118,7 +117,7 @@ def build_alignment(
             'nodes': TableRead(CellsOfSlice(slices, frames, factor, reach), cells, by='affines'),
             'gains': TableRead(OfSlice(slices), cells),
             'affines': TableRead(OfSlice(slices), by_section(rough.shape[0])),
-            **({'lighting': lights.read(OfSlice(slices))} if stitch.flat_field else {}),
+            **lights.reads(stitch.flat_field, OfSlice(slices)),
         },
         writes=dict(specs),
         grid=BlockGrid(specs['image'].bounds, (1, *config.block)),

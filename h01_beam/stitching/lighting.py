@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from h01_beam.acquisition.tables import Acquisition
-from h01_beam.geometry import Block, BlockGrid, BoundingBox, Region, Triple
+from h01_beam.geometry import Block, BlockGrid, BoundingBox, Region, Triple, by_section
 from h01_beam.imaging.illumination import (
     FlatField,
     FlatFieldConfig,
@@ -56,14 +56,14 @@ class Lights:
         """One block for each section and beam."""
         return BlockGrid(BoundingBox((0, 0, 0), (self.sections, len(self.beams), 1)), (1, 1, 1))
 
-    @property
-    def by_section(self) -> BlockGrid:
-        """One block for each section."""
-        return BlockGrid(BoundingBox((0, 0, 0), (self.sections, 1, 1)), (1, 1, 1))
+    def reads(self, config: FlatFieldConfig | None, region: Region) -> dict[str, TableRead]:
+        """What stages that show tiles read of their lighting; nothing without a config.
 
-    def read(self, region: Region) -> TableRead:
-        """The flat fields of the section whose position is the z of a region."""
-        return TableRead(region, self.by_section)
+        Args:
+          config: of flat fields.
+          region: its z is the position of the section that a block shows.
+        """
+        return {'lighting': TableRead(region, by_section(self.sections))} if config else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,13 +142,14 @@ class SolveLighting:
         common, most = FlatFieldSums.empty(shape, self.config), 0
         for merged, tiles_of_one in sums.values():
             common, most = common.merge(merged), most + tiles_of_one
+        shared = estimate_flat_field(common, self.config)
         found, metrics = [], collections.defaultdict[str, float](float)
         for beam, (merged, tiles_of_one) in sums.items():
             own = tiles_of_one >= self.config.min_tiles
             if not own and most < self.config.min_tiles:
                 metrics['neutral'] += 1
                 continue
-            field = estimate_flat_field(merged if own else common, self.config)
+            field = estimate_flat_field(merged, self.config) if own else shared
             metrics['fields' if own else 'common_fields'] += 1
             metrics['peak_gain'] = max(metrics['peak_gain'], float(field.gain.max()))
             found.append((np.full(field.gain.size, beam), field.gain.ravel()))

@@ -24,7 +24,7 @@ import numpy as np
 from h01_beam.acquisition.stage import write_if_new
 from h01_beam.acquisition.tables import Acquisition
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, OfSection, ReadBox, Region, SectionsAround
+from h01_beam.geometry import BlockGrid, OfSection, ReadBox, Region, SectionsAround, by_section
 from h01_beam.plan import TableRead
 from h01_beam.run import Run
 from h01_beam.stitching.blocks import (
@@ -153,8 +153,7 @@ class _Stitching:
 
     @property
     def lighting(self) -> dict[str, TableRead]:
-        """What stages that show tiles read of their lighting, if anything is known of it."""
-        return {'lighting': self.lights.read(OfSection())} if self.config.flat_field else {}
+        return self.lights.reads(self.config.flat_field, OfSection())
 
     @property
     def whole(self) -> WholeSection:
@@ -213,7 +212,7 @@ def _find_lighting(
         stage='solve_lighting',
         table_reads={'tiles': tiles, 'light_sums': sums},
         table_writes={'lighting': LIGHTING},
-        grid=lights.by_section,
+        grid=by_section(lights.sections),
         config=config,
         run=job.run,
         after=[summed],

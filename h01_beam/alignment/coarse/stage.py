@@ -34,10 +34,9 @@ from h01_beam.alignment.frames import (
     AFFINES,
     Everything,
     aligned_shape,
-    by_section,
 )
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, CoreBox, OfSection, SectionsAround
+from h01_beam.geometry import BlockGrid, CoreBox, OfSection, SectionsAround, by_section
 from h01_beam.imaging.downsample import DownsampleConfig, pyramid_specs
 from h01_beam.imaging.stage import build_downsample
 from h01_beam.plan import Read, TableRead

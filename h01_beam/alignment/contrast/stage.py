@@ -29,9 +29,17 @@ from h01_beam.alignment.contrast.blocks import (
     SolveLevels,
 )
 from h01_beam.alignment.contrast.regions import TissueOfSlice
-from h01_beam.alignment.frames import OfSlice, Slices, by_section
+from h01_beam.alignment.frames import OfSlice, Slices
 from h01_beam.blockwise import MapBlocks
-from h01_beam.geometry import BlockGrid, BoundingBox, CoreBox, ReadBox, SectionsAround, Triple
+from h01_beam.geometry import (
+    BlockGrid,
+    BoundingBox,
+    CoreBox,
+    ReadBox,
+    SectionsAround,
+    Triple,
+    by_section,
+)
 from h01_beam.imaging.contrast import ContrastConfig, MatchConfig
 from h01_beam.imaging.downsample import DownsampleConfig, pyramid_specs
 from h01_beam.imaging.stage import build_downsample
