@@ -10,11 +10,12 @@ from h01_beam.alignment.account import describe_sections
 from h01_beam.alignment.coarse.causal import place_next
 from h01_beam.alignment.coarse.features import CoarseConfig, Match
 from h01_beam.alignment.elastic.mesh_blocks import BlocksConfig
+from h01_beam.imaging.illumination import FlatFieldConfig
 from tests.alignment.acquisition import write_acquisition
 from tests.alignment.test_stage import JOB, run, select, whole
 
 STAGES = (
-    'find_tissue', 'match_sections', 'place_sections', 'measure_frame', 'render_rough', 'flow_1',
+    'sum_lighting', 'solve_lighting', 'match_seams', 'render_montage', 'find_tissue', 'match_sections', 'place_sections', 'measure_frame', 'render_rough', 'flow_1',
     'flow_2', 'relax_mesh_', 'measure_links', 'render_image',
 )  # fmt: skip
 
@@ -23,7 +24,9 @@ STAGES = (
 def test_a_section_that_is_added_changes_no_earlier_one(tmp_path):
     blocks = BlocksConfig(tile=16, halo=6, coarsest=16, sweeps=2)
     align = dataclasses.replace(JOB.align, causal=True, mesh_blocks=blocks)
-    job = dataclasses.replace(JOB, align=align)
+    # So few tiles tell little of lighting: here they shall, as it looks at sections before.
+    lit = dataclasses.replace(JOB.stitch, flat_field=FlatFieldConfig(min_tiles=9, degree=1))
+    job = dataclasses.replace(JOB, align=align, stitch=lit)
     (tmp_path / 'tiles').mkdir()
     acquisition = write_acquisition(tmp_path / 'tiles', sections=5)
     first = run(tmp_path / 'run', select(acquisition, (0, 3)), job)
@@ -38,6 +41,8 @@ def test_a_section_that_is_added_changes_no_earlier_one(tmp_path):
     both = mask[3] & mask[4]
     assert np.corrcoef(image[3][both], image[4][both])[0, 1] > 0.9
     stages = json.loads((tmp_path / 'run' / 'report.json').read_text())['stages']
+    lighting = stages['solve_lighting']
+    assert lighting.get('fields', 0) + lighting.get('common_fields', 0) > 0
     for name, stage in stages.items():
         if name.startswith(STAGES):
             # All blocks of the one section that is new.
